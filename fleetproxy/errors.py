@@ -1,0 +1,300 @@
+"""Every error that can reach a caller, as one tree.
+
+An error tells its catcher what to decide: whose side it is on, the status and code word to answer with, and whether
+the request may be given to another backend (`resendable`).
+
+    FleetError
+    ├── ClientError     the caller's request cannot be served as it stands
+    ├── ProxyError      we cannot serve it now (nobody to serve it, limits, draining)
+    └── BackendError    a backend failed while serving it
+
+`str(error)` is the text shown to the caller: what happened, why, what to do. It never names hosts or addresses.
+`code` is the one word used in replies, logs, records, metrics and docs.
+"""
+
+from __future__ import annotations
+
+
+class FleetError(Exception):
+    """Base of all errors a caller can see."""
+
+    side = "proxy"
+    status = 500
+    code = "internal_error"
+    #: The request provably never reached a backend's handler, or asked it a question that another may answer.
+    resendable = False
+    #: Seconds after which trying again makes sense; None when a retry cannot cure it.
+    retry_after_s: float | None = None
+
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").split("\n")[0])
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
+
+
+# --- the caller's side -------------------------------------------------------------------------------------------
+
+
+class ClientError(FleetError):
+    """The request cannot be served as it stands."""
+
+    side, status, code = "client", 400, "bad_request"
+
+
+class BadRequest(ClientError):
+    """The request is malformed."""
+
+
+class BadHost(ClientError):
+    """The Host header is missing, repeated or malformed (RFC 9112 section 3.2)."""
+
+    code = "bad_host"
+
+
+class BadPath(ClientError):
+    """The path has encoded slashes, dot segments or control characters; send it in plain form."""
+
+    code = "bad_path"
+
+
+class BadJson(ClientError):
+    """The body is not the JSON object this path needs."""
+
+    code = "bad_json"
+
+
+class MissingBody(ClientError):
+    """missing request body"""
+
+    code = "missing_body"
+
+
+class Unauthorized(ClientError):
+    """This path needs a valid API key: send it as `Authorization: Bearer <key>`."""
+
+    status, code = 401, "unauthorized"
+
+
+class Forbidden(ClientError):
+    """This key may not do that."""
+
+    status, code = 403, "forbidden"
+
+
+class OriginRefused(ClientError):
+    """Browser pages of this origin may not call this address; add the origin to `cors.origins` to allow it."""
+
+    status, code = 403, "origin_refused"
+
+
+class HostRefused(ClientError):
+    """This Host name is not served here; add it to `hosts` to allow it."""
+
+    status, code = 403, "host_refused"
+
+
+class PathUnknown(ClientError):
+    """There is nothing at this path."""
+
+    status, code = 404, "not_found"
+
+
+class MethodRefused(ClientError):
+    """This path does not take that method."""
+
+    status, code = 405, "method_not_allowed"
+
+    def __init__(self, message: str = "", *, allow: str = "") -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class BodyTimeout(ClientError):
+    """The request body stopped arriving."""
+
+    status, code = 408, "body_timeout"
+
+
+class BodyTooLarge(ClientError):
+    """The request body is larger than this server accepts (`limits.body_bytes`)."""
+
+    status, code = 413, "body_too_large"
+
+
+class UriTooLong(ClientError):
+    """The request target is longer than this server accepts."""
+
+    status, code = 414, "uri_too_long"
+
+
+class EncodingRefused(ClientError):
+    """This path does not take a compressed body."""
+
+    status, code = 415, "unsupported_encoding"
+
+
+class ExpectationFailed(ClientError):
+    """The Expect header asks for something this server does not know."""
+
+    status, code = 417, "expectation_failed"
+
+
+class HeadersTooLarge(ClientError):
+    """The request headers are larger than this server accepts."""
+
+    status, code = 431, "headers_too_large"
+
+
+class RateLimited(ClientError):
+    """This key has used up its requests for now."""
+
+    status, code, retry_after_s = 429, "rate_limited", 1.0
+
+
+class ClientGone(ClientError):
+    """The caller left before the answer was complete."""
+
+    status, code = 499, "client_gone"
+
+
+# --- our side ----------------------------------------------------------------------------------------------------
+
+
+class ProxyError(FleetError):
+    """We cannot serve this now."""
+
+    side, status, code = "proxy", 503, "unavailable"
+
+
+class ModelUnknown(ProxyError):
+    """No server of the fleet has this model."""
+
+    status, code = 404, "model_not_found"
+
+    def __init__(self, model: str, near: tuple[str, ...] = ()) -> None:
+        self.model, self.near = model, near
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        super().__init__(f"model '{model}' not found on any available server{hint}")
+
+
+class ServerUnknown(ProxyError):
+    """The server named by X-Ollama-Pin-Server does not exist."""
+
+    status, code = 404, "server_not_found"
+
+
+class ServerUnavailable(ProxyError):
+    """The server named by X-Ollama-Pin-Server is offline or in maintenance."""
+
+    code, retry_after_s = "server_unavailable", 5.0
+
+
+class NoBackend(ProxyError):
+    """no online servers available"""
+
+    code, retry_after_s = "no_backend", 5.0
+
+
+class QueueFull(ProxyError):
+    """server busy, please try again.  maximum pending requests exceeded"""
+
+    code, retry_after_s = "queue_full", 1.0
+
+
+class QueueTimeout(ProxyError):
+    """Every server for this model stayed busy for the whole wait."""
+
+    code, retry_after_s = "queue_timeout", 1.0
+
+
+class Overloaded(ProxyError):
+    """Too many request bodies are being held in memory; try again shortly."""
+
+    code, retry_after_s = "overloaded", 1.0
+
+
+class Draining(ProxyError):
+    """This server is shutting down; try again shortly."""
+
+    code, retry_after_s = "draining", 1.0
+
+
+class StoreUnavailable(ProxyError):
+    """The store is restarting; try again shortly."""
+
+    code, retry_after_s = "store_unavailable", 1.0
+
+
+class LoopDetected(ProxyError):
+    """This request has already passed through this proxy: a configured server's URL leads back here."""
+
+    status, code = 508, "loop_detected"
+
+
+# --- the backend's side ------------------------------------------------------------------------------------------
+
+
+class BackendError(FleetError):
+    """A backend failed while serving this request."""
+
+    side, status, code = "backend", 502, "backend_error"
+
+
+class ConnectFailed(BackendError):
+    """The server could not be reached; it never saw the request, so another one may have it."""
+
+    code, resendable = "connect_failed", True
+
+
+class ConnectTimeout(BackendError):
+    """The server did not accept the connection in time; it never saw the request."""
+
+    status, code, resendable = 504, "connect_timeout", True
+
+
+class ConnectionStale(BackendError):
+    """A kept-alive connection closed under the request before any response byte."""
+
+    code = "connection_stale"
+
+
+class BackendReset(BackendError):
+    """The server closed the connection before any response byte."""
+
+    code = "backend_reset"
+
+
+class BadResponse(BackendError):
+    """The server answered with something that is not HTTP we can pass on."""
+
+    code = "bad_response"
+
+
+class BackendTimeout(BackendError):
+    """upstream timeout: the server sent nothing in time."""
+
+    status, code = 504, "backend_timeout"
+
+
+class BackendLost(BackendError):
+    """The server broke off in the middle of its answer."""
+
+    code = "backend_lost"
+
+
+class BackendStalled(BackendError):
+    """The server stopped sending in the middle of its answer."""
+
+    status, code = 504, "backend_stalled"
+
+
+class StreamTruncated(BackendError):
+    """The answer ended without its end marker: it is incomplete."""
+
+    code = "stream_truncated"
+
+
+class BackendRefused(BackendError):
+    """Every server that has this model refused the request."""
+
+    code = "backend_refused"

@@ -1,0 +1,66 @@
+"""What the processes tell each other over `link.sock`: length-prefixed msgpack, whole values, no deltas of the table.
+
+Frame: 4 bytes big-endian length, then one msgpack-encoded message (a tagged struct). At most 64 MiB.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fleetproxy.core.table import Snapshot
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+
+class Hello(msgspec.Struct, tag=True, frozen=True):
+    """First message of a process to control."""
+
+    #: "proxy-0", "proxy-1", "hub".
+    process: str
+    pid: int
+    boot: str
+
+
+class Publish(msgspec.Struct, tag=True, frozen=True):
+    """Control to processes: use this snapshot from now on."""
+
+    snapshot: Snapshot
+
+
+class Acknowledge(msgspec.Struct, tag=True, frozen=True):
+    """A process has swapped to this version."""
+
+    version: int
+
+
+class Rotate(msgspec.Struct, tag=True, frozen=True):
+    """Control to processes: close your spool segment now; answer with Rotated carrying the same number."""
+
+    number: int
+
+
+class Rotated(msgspec.Struct, tag=True, frozen=True):
+    number: int
+
+
+class Observe(msgspec.Struct, tag=True, frozen=True):
+    """A process saw a backend fail or recover in passing; control polls it at once.
+
+    `kind` is an error code of `errors.py` ("connect_failed", ...), "ejected" or "recovered".
+    """
+
+    backend: str
+    kind: str
+
+
+class Count(msgspec.Struct, tag=True, frozen=True):
+    """Counters of a process since its start, sent each second: name -> value. Labels are in the name, Prometheus style.
+
+    Absolute values: a lost message loses nothing; control adds up processes and the last values of dead ones.
+    """
+
+    counters: dict[str, int]
+    gauges: dict[str, float]
+
+
+Message = Hello | Publish | Acknowledge | Rotate | Rotated | Observe | Count

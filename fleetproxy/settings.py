@@ -1,0 +1,193 @@
+"""Every setting, once: its default, its meaning, its environment name.
+
+Sources, later wins: default < file < `config.d/*.toml` < environment < command line. The classes below are the truth;
+the reference page, `config show` and the JSON schema are made from them. Sizes are bytes, times are seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: unknown keys are errors."""
+
+
+class Server(Section):
+    """One inference server of the fleet."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    #: http(s)://host[:port][/prefix]; IPv6 in brackets; default port 11434 for http ollama, else the scheme's.
+    url: str
+    #: "ollama" or "openai" (vLLM, llama.cpp, SGLang, LM Studio).
+    kind: Literal["ollama", "openai"] = "ollama"
+    #: Bearer token sent to this server.
+    api_key: str | None = None
+    vram_gb: float | None = None
+    max_concurrent: Positive | None = None
+    embedding_batch_size: Positive | None = None
+    http2: bool = False
+    tls_ca_file: str | None = None
+    tls_verify: bool = True
+    tls_server_name: str | None = None
+    host_header: str | None = None
+    enabled: bool = True
+    #: Port of the metrics agent on that machine; 0 switches it off.
+    metrics_port: Port | None = None
+
+
+class Key(Section):
+    """An API key from the configuration file."""
+
+    #: Shown as the user in records.
+    name: str
+    #: The key itself, or `sha256:<hex>`.
+    key: str
+    max_in_flight: Positive | None = None
+    requests_per_minute: Positive | None = None
+    #: Models this key may use; absent means all.
+    models: tuple[str, ...] | None = None
+
+
+class Tls(Section):
+    """TLS on the public port."""
+
+    cert: str | None = None
+    key: str | None = None
+
+
+class Auth(Section):
+    #: "open": keys identify; "required": strangers get 401. A non-loopback bind turns it to "required" unless open.
+    proxy: Literal["open", "required"] | None = None
+    #: One static principal valid on every surface; guards /api/{llm,asr}, state and transfer.
+    api_key: str | None = None
+    #: Reads the dashboard API until users exist.
+    admin_key: str | None = None
+    #: Dial-in workers must show it.
+    client_key: str | None = None
+    protect_writes: bool = False
+    #: CIDR networks whose X-Forwarded-For and X-User-Roles are believed.
+    trusted_proxies: tuple[str, ...] = ()
+    api_http_roles: tuple[str, ...] = ()
+    client_http_roles: tuple[str, ...] = ()
+    strict_client_key: bool = True
+
+
+class Cors(Section):
+    #: Besides Ollama's built-in origins (localhost, app://, ...); "*" allows all.
+    origins: tuple[str, ...] = ()
+
+
+class Routing(Section):
+    aliases: dict[str, str] = {}
+    #: Route unknown or offline pins as if not pinned, and say so in `x-fleet-pin`.
+    pin_fallback: bool = False
+    hide_backends: bool = False
+    #: Ollama bodies get these where the caller set none; absent: bytes stay as received.
+    min_num_ctx: Positive | None = None
+    default_keep_alive: str | None = None
+    retry_budget: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    eject_failures: Positive = 5
+    eject_s: Seconds = 30.0
+    eject_max_s: Seconds = 600.0
+    #: Name shown for an address in records.
+    source_names: dict[str, str] = {}
+
+
+class Limits(Section):
+    body_bytes: Positive = 128 * 1024 * 1024
+    buffered_bytes: Positive = 512 * 1024 * 1024
+    #: Connections one proxy process accepts.
+    connections: Positive = 8192
+    #: Answers of one server read by the poller.
+    poll_body_bytes: Positive = 8 * 1024 * 1024
+
+
+class Timeouts(Section):
+    connect_s: Seconds = 3.0
+    first_byte_s: Seconds = 600.0
+    first_byte_other_s: Seconds = 10.0
+    stream_idle_s: Seconds = 120.0
+    body_idle_s: Seconds = 30.0
+    write_stall_s: Seconds = 120.0
+    drain_s: Seconds = 30.0
+
+
+class Poll(Section):
+    interval_s: Seconds = 10.0
+    timeout_s: Seconds = 5.0
+    offline_threshold: Positive = 3
+    online_threshold: Positive = 2
+
+
+class Queue(Section):
+    #: Requests that may wait in line, all servers together; 0 switches waiting off.
+    size: Annotated[int, Meta(ge=0)] = 512
+    wait_s: Seconds = 300.0
+
+
+class Metrics(Section):
+    #: host:port of a separate metrics address; the public port's /metrics is 404 then.
+    listen: str | None = None
+
+
+class Dashboard(Section):
+    #: host:port of a separate dashboard address.
+    listen: str | None = None
+    on_public_port: bool = True
+
+
+class Hub(Section):
+    #: host:port where workers may dial in directly.
+    listen: str | None = None
+
+
+class Analytics(Section):
+    retention_days: Positive = 90
+    #: DuckDB's memory limit.
+    memory_bytes: Positive = 1024 * 1024 * 1024
+    query_timeout_s: Seconds = 10.0
+
+
+class Log(Section):
+    level: Literal["all", "debug", "info", "warn", "warning", "error", "fatal", "none"] = "info"
+    format: Literal["auto", "text", "json"] = "auto"
+
+
+class Settings(Section):
+    host: str = "127.0.0.1"
+    port: Port = 11434
+    #: Proxy processes.
+    processes: Annotated[int, Meta(ge=1, le=64)] = 1
+    data_dir: str | None = None
+    runtime_dir: str | None = None
+    #: Listen beyond loopback without keys.
+    open: bool = False
+    #: Host names answered; empty: addresses, localhost, *.local, *.internal and this machine's name.
+    hosts: tuple[str, ...] = ()
+    #: Extra paths that go to a backend, e.g. "/rerank".
+    passthrough: tuple[str, ...] = ()
+    #: Families that are on.
+    plugins: tuple[str, ...] = ("llm", "asr", "mcp", "transfer")
+    servers: tuple[Server, ...] = ()
+    keys: tuple[Key, ...] = ()
+    tls: Tls = Tls()
+    auth: Auth = Auth()
+    cors: Cors = Cors()
+    routing: Routing = Routing()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    poll: Poll = Poll()
+    queue: Queue = Queue()
+    metrics: Metrics = Metrics()
+    dashboard: Dashboard = Dashboard()
+    hub: Hub = Hub()
+    analytics: Analytics = Analytics()
+    log: Log = Log()
