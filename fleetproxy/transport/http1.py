@@ -1,0 +1,500 @@
+"""HTTP/1.1 to backends: a pool of asyncio protocols with httptools, over TCP, TLS or Unix sockets.
+
+Kept small because it is the hot path: one future per answer, no task, no timer; deadlines belong to the caller. Framing
+is never copied: we write our own, and what a backend sends that is not plain HTTP/1.1 is refused (faults U-20...U-42).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+
+import httptools
+
+from fleetproxy.core.backend import Backend
+from fleetproxy.errors import (
+    BackendLost,
+    BackendReset,
+    BadResponse,
+    ConnectFailed,
+    ConnectionStale,
+    ConnectTimeout,
+)
+from fleetproxy.transport.base import Answer, Call, Headers, Sink
+
+MAX_HEADER_BYTES = 32 * 1024
+MAX_HEADER_FIELDS = 100
+#: Body bytes kept while nobody reads them; beyond it the socket is paused.
+MAX_PENDING_BYTES = 256 * 1024
+MAX_INTERIM_ANSWERS = 16
+
+
+class Connection(asyncio.Protocol):
+    """One connection to one backend; carries one call at a time. Implements `Upstream`."""
+
+    __slots__ = (
+        "_answer",
+        "_chunked",
+        "_chunked_out",
+        "_content_length",
+        "_drain",
+        "_error",
+        "_head_bytes",
+        "_head_only",
+        "_headers",
+        "_interim",
+        "_parser",
+        "_pieces",
+        "_pool",
+        "_reading_head",
+        "_sink",
+        "_status_ready",
+        "_surplus",
+        "_transport",
+        "_waiter",
+        "_whole",
+        "busy",
+        "idle_since",
+        "reused",
+    )
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self.busy = False
+        self.reused = False
+        self.idle_since = 0.0
+        self._error: Exception | None = None
+        self._drain: asyncio.Future[None] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._answer: Answer | None = None
+        self._headers: Headers = []
+        self._head_bytes = 0
+        self._content_length: int | None = None
+        self._chunked = False
+        self._chunked_out = False
+        self._pieces: list[bytes] = []
+        self._sink: Sink | None = None
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._whole = False
+        self._head_only = False
+        self._interim = 0
+        self._reading_head = True
+        self._status_ready = False
+        #: Bytes came after the end of the answer: the connection cannot be trusted again.
+        self._surplus = False
+
+    # --- the call ------------------------------------------------------------------------------------------------
+
+    def start(self, backend: Backend, call: Call) -> None:
+        """Write the request. The connection belongs to the caller until `close()`."""
+        self.busy = True
+        self._head_only = call.method == b"HEAD"
+        transport = self._transport
+        if transport is None:
+            raise ConnectFailed
+        host = self._pool.host_line
+        body = call.body
+        if body is None:
+            length = call.content_length
+            framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
+            self._chunked_out = length is None
+            body = b""
+        elif body or call.method not in _BODILESS:
+            framing = b"content-length: %d\r\n" % len(body)
+        else:
+            framing = b""
+        head = b"%b %b HTTP/1.1\r\n%b%b%b\r\n" % (call.method, call.target, host, call.header_lines, framing)
+        if len(body) < 16384:
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))
+
+    async def answer(self) -> Answer:
+        if self._answer is not None and self._status_ready:
+            return self._answer
+        if self._error is not None:
+            raise self._error
+        self._waiter = self._pool.loop.create_future()
+        return await self._waiter
+
+    def take(self) -> bytes:
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        self._pieces = []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def pipe(self, sink: Sink) -> None:
+        self._sink = sink
+        data = self.take()
+        if self._whole:
+            sink.piece(data, True)
+            return
+        if data:
+            sink.piece(data, False)
+        if self._error is not None:
+            self._sink = None
+            sink.broken(self._error)
+        elif self._transport is not None and self._sink is not None:
+            self._transport.resume_reading()
+
+    async def write(self, piece: bytes) -> None:
+        transport = self._transport
+        if transport is None or self._error is not None:
+            raise self._error or BackendReset()
+        if self._chunked_out:
+            transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
+        else:
+            transport.write(piece)
+        if self._drain is not None:
+            await self._drain
+
+    def write_end(self) -> None:
+        if self._chunked_out and self._transport is not None:
+            self._transport.write(b"0\r\n\r\n")
+
+    def pause(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    @property
+    def answered(self) -> bool:
+        """Any byte of the answer has arrived."""
+        return bool(self._headers) or self._answer is not None or self._interim > 0
+
+    def close(self) -> None:
+        if not self.busy:
+            return
+        self.busy = False
+        self._sink = None
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.cancel()
+        transport = self._transport
+        if transport is None:
+            return
+        if self._whole and not self._surplus and not self._head_only and self._parser.should_keep_alive():
+            self._reset()
+            self._pool.give_back(self)
+        else:
+            self._transport = None
+            self._pool.forget(self)
+            transport.abort()
+
+    def drop(self) -> None:
+        """Close an idle connection."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
+
+    # --- asyncio's callbacks -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        if not self.busy:  # bytes nobody asked for
+            self._pool.forget(self)
+            self.drop()
+            return
+        if self._reading_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if not self._whole:
+                # What parsed before the fault still goes out, in order, before the break.
+                self._fail(_cause(error, self._status_ready))
+                return
+            self._surplus = True
+        except httptools.HttpParserUpgrade:
+            self._fail(BadResponse("The server switched protocols unasked."))
+            return
+        if self._error is not None:
+            self._fail(self._error)
+            return
+        if self._reading_head and self._head_bytes > MAX_HEADER_BYTES:
+            self._fail(BadResponse("The server's response headers are too large."))
+            return
+        sink = self._sink
+        if sink is not None:
+            pieces = self._pieces
+            if self._whole:
+                self._sink = None
+                sink.piece(self.take(), True)
+            elif pieces:
+                self._pieces = []
+                sink.piece(pieces[0] if len(pieces) == 1 else b"".join(pieces), False)
+        elif self._status_ready:
+            waiter = self._waiter
+            if waiter is not None:
+                self._waiter = None
+                if not waiter.done():
+                    answer = self._answer
+                    assert answer is not None
+                    answer.complete = self._whole
+                    waiter.set_result(answer)
+            if not self._whole and sum(map(len, self._pieces)) > MAX_PENDING_BYTES:
+                self.pause()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._drain is not None and not self._drain.done():
+            self._drain.set_exception(BackendReset())
+        if not self.busy:
+            self._pool.forget(self)
+            return
+        if self._whole or self._error is not None:
+            return
+        answer = self._answer
+        if self._status_ready and answer is not None:
+            if exc is None and not self._chunked and answer.content_length is None:
+                self._whole = True  # the close is the end (RFC 9112 section 6.3, case 8)
+                sink, self._sink = self._sink, None
+                if sink is not None:
+                    sink.piece(self.take(), True)
+                return
+            self._fail(BackendLost())
+        elif self._head_bytes:
+            self._fail(BadResponse("The server broke off inside its response headers."))
+        else:
+            self._fail(ConnectionStale() if self.reused else BackendReset())
+
+    def pause_writing(self) -> None:
+        if self._drain is None or self._drain.done():
+            self._drain = self._pool.loop.create_future()
+            self._drain.add_done_callback(_retrieved)
+
+    def resume_writing(self) -> None:
+        drain, self._drain = self._drain, None
+        if drain is not None and not drain.done():
+            drain.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            self._pool.forget(self)
+            transport.abort()
+        waiter, self._waiter = self._waiter, None
+        sink, self._sink = self._sink, None
+        if waiter is not None and not waiter.done():
+            answer = self._answer
+            if self._status_ready and answer is not None:
+                waiter.set_result(answer)
+            else:
+                waiter.set_exception(error)
+        elif sink is not None:
+            if self._pieces:
+                sink.piece(self.take(), False)
+            sink.broken(error)
+
+    # --- httptools' callbacks ------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._whole:
+            self._surplus = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._reading_head:
+            return  # a trailer: dropped (RFC 9112 section 7.1.2)
+        headers = self._headers
+        headers.append((name.lower(), value))
+        if len(headers) > MAX_HEADER_FIELDS:
+            self._error = BadResponse("The server sent too many response headers.")
+
+    def on_headers_complete(self) -> None:
+        if self._surplus:
+            return
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            if status == 101:
+                self._error = BadResponse("The server switched protocols unasked.")
+            self._interim += 1
+            if self._interim > MAX_INTERIM_ANSWERS:
+                self._error = BadResponse("The server sent too many interim responses.")
+            self._headers = []
+            self._head_bytes = 0
+            return
+        if not 200 <= status <= 599:
+            self._error = BadResponse("The server answered with an impossible status.")
+            return
+        length: int | None = None
+        for name, value in self._headers:
+            if name == b"content-length":
+                try:
+                    length = int(value)
+                except ValueError:
+                    self._error = BadResponse("The server sent a bad Content-Length.")
+            elif name == b"transfer-encoding":
+                self._chunked = True
+        self._reading_head = False
+        self._status_ready = True
+        if status in (204, 304) or self._head_only:
+            self._whole = True
+        self._answer = Answer(status, self._headers, length)
+
+    def on_body(self, body: bytes) -> None:
+        if not self._surplus:
+            self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._status_ready:
+            self._whole = True
+
+
+_BODILESS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE"})
+
+
+def _cause(error: BaseException, answered: bool) -> Exception:
+    cause = error.__context__
+    if isinstance(cause, Exception) and not isinstance(cause, httptools.HttpParserError):
+        return cause
+    return BackendLost("The server's answer broke HTTP framing.") if answered else BadResponse()
+
+
+def _retrieved(future: asyncio.Future[None]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+class Pool:
+    """Kept-alive connections of one backend. LIFO, so that idle ones age and go."""
+
+    def __init__(self, backend: Backend, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None) -> None:
+        self.backend = backend
+        self.loop = loop
+        self._tls = tls
+        self._idle: deque[Connection] = deque()
+        self.open = 0
+        host = backend.host_header or ("localhost" if backend.scheme == "unix" else backend.authority)
+        self.host_line = b"host: " + host.encode("idna" if not host.isascii() else "ascii") + b"\r\n"
+
+    def reuse(self) -> Connection | None:
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            transport = connection._transport
+            if transport is not None and not transport.is_closing():
+                connection.reused = True
+                return connection
+        return None
+
+    async def connect(self, timeout_s: float) -> Connection:
+        backend = self.backend
+        try:
+            async with asyncio.timeout(timeout_s):
+                if backend.scheme == "unix":
+                    _, connection = await self.loop.create_unix_connection(lambda: Connection(self), backend.host)
+                elif self._tls is None:
+                    _, connection = await self.loop.create_connection(
+                        lambda: Connection(self), backend.host, backend.port
+                    )
+                else:
+                    _, connection = await self.loop.create_connection(
+                        lambda: Connection(self),
+                        backend.host,
+                        backend.port,
+                        ssl=self._tls,
+                        server_hostname=backend.tls_server_name or backend.host,
+                    )
+        except TimeoutError:
+            raise ConnectTimeout from None
+        except ssl.SSLError as error:
+            reason = error.reason or "unknown reason"
+            raise ConnectFailed(f"The TLS handshake with the server failed ({reason}).") from None
+        except (OSError, UnicodeError):
+            raise ConnectFailed from None
+        self.open += 1
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        connection.idle_since = self.loop.time()
+        self._idle.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        try:
+            self._idle.remove(connection)
+        except ValueError:
+            pass
+
+    def expire(self, before: float) -> None:
+        """Close connections idle since before that loop time."""
+        idle = self._idle
+        while idle and idle[0].idle_since < before:
+            idle.popleft().drop()
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().drop()
+
+
+class Http1Transport:
+    """Pools by backend. A backend whose configuration changed gets a new pool; the old one's idle ones go."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, tls_context: Callable[[Backend], ssl.SSLContext]) -> None:
+        self._loop = loop
+        self._tls_context = tls_context
+        self._pools: dict[str, Pool] = {}
+
+    def pool(self, backend: Backend) -> Pool:
+        key = backend.name
+        pool = self._pools.get(key)
+        if pool is not None and (pool.backend is backend or _same_peer(pool.backend, backend)):
+            pool.backend = backend
+            return pool
+        if pool is not None:
+            pool.close()
+        tls = self._tls_context(backend) if backend.scheme == "https" else None
+        pool = self._pools[key] = Pool(backend, self._loop, tls)
+        return pool
+
+    async def open(self, backend: Backend, call: Call, connect_s: float) -> Connection:
+        pool = self.pool(backend)
+        connection = None if call.fresh else pool.reuse()
+        if connection is None:
+            connection = await pool.connect(connect_s)
+        connection.start(backend, call)
+        return connection
+
+    def expire(self, before: float) -> None:
+        for pool in self._pools.values():
+            pool.expire(before)
+
+    def keep_only(self, names: frozenset[str]) -> None:
+        """Forget the pools of servers that are gone."""
+        for name in [name for name in self._pools if name not in names]:
+            self._pools.pop(name).close()
+
+    def close(self) -> None:
+        self.keep_only(frozenset())
+
+
+_PEER = ("scheme", "host", "port", "host_header", "tls_ca_file", "tls_verify", "tls_server_name")
+
+
+def _same_peer(a: Backend, b: Backend) -> bool:
+    return all(getattr(a, name) == getattr(b, name) for name in _PEER)
+
+
+def tls_context(backend: Backend) -> ssl.SSLContext:
+    """Client TLS for a backend: system roots or its CA file, TLS 1.2 or later."""
+    context = ssl.create_default_context(cafile=backend.tls_ca_file)
+    context.set_alpn_protocols(["http/1.1"])
+    if not backend.tls_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
