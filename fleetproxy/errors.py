@@ -115,6 +115,12 @@ class BodyTimeout(ClientError):
     status, code = 408, "body_timeout"
 
 
+class Conflict(ClientError):
+    """This would break a rule of the present state; look at it again and choose."""
+
+    status, code = 409, "conflict"
+
+
 class BodyTooLarge(ClientError):
     """The request body is larger than this server accepts (`limits.body_bytes`)."""
 
@@ -131,6 +137,12 @@ class EncodingRefused(ClientError):
     """This path does not take a compressed body."""
 
     status, code = 415, "unsupported_encoding"
+
+
+class MediaTypeRefused(ClientError):
+    """This path takes `application/json` only; send the body with that Content-Type."""
+
+    status, code = 415, "unsupported_media_type"
 
 
 class ExpectationFailed(ClientError):

@@ -7,6 +7,7 @@ from fleetproxy.settings.model import (
     Auth,
     Cors,
     Dashboard,
+    Discovery,
     Hub,
     Key,
     Limits,
@@ -18,8 +19,10 @@ from fleetproxy.settings.model import (
     Section,
     Server,
     Settings,
+    Telegram,
     Timeouts,
     Tls,
+    Wan,
 )
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "Auth",
     "Cors",
     "Dashboard",
+    "Discovery",
     "Hub",
     "Key",
     "Limits",
@@ -38,6 +42,8 @@ __all__ = [
     "Section",
     "Server",
     "Settings",
+    "Telegram",
     "Timeouts",
     "Tls",
+    "Wan",
 ]

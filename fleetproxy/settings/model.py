@@ -68,8 +68,11 @@ class Auth(Section):
     proxy: Literal["open", "required"] | None = None
     #: One static principal valid on every surface; guards /api/{llm,asr}, state and transfer.
     api_key: str | None = None
-    #: Reads the dashboard API until users exist.
+    #: Bearer key with an administrator's rights on the dashboard API, for scripts; it belongs to no user.
     admin_key: str | None = None
+    #: The first administrator, made at start while there are no users. The password needs 10 characters.
+    admin_username: str | None = None
+    admin_password: str | None = None
     #: Dial-in workers must show it.
     client_key: str | None = None
     protect_writes: bool = False
@@ -156,6 +159,37 @@ class Analytics(Section):
     query_timeout_s: Seconds = 10.0
 
 
+class Telegram(Section):
+    """Where the fleet's own alerts go; users add their own chats in the dashboard."""
+
+    bot_token: str | None = None
+    chat_id: str | None = None
+    #: Base address of the bot API; a self-hosted bot API server may stand here.
+    api_url: str = "https://api.telegram.org"
+    mute_model_not_found: bool = False
+
+
+class Wan(Section):
+    """Is the internet reachable? While it is not, "server offline" alerts wait: our own line may be the cause."""
+
+    interval_s: Seconds = 60.0
+    offline_threshold: Positive = 3
+    #: host:port pairs; one that accepts a connection is enough. Empty switches the check off.
+    targets: tuple[str, ...] = ("1.1.1.1:443", "8.8.8.8:53")
+
+
+class Discovery(Section):
+    """Where scheduled jobs and models are looked up."""
+
+    #: Path of the Docker Engine's socket; absent: containers are not looked at.
+    docker_socket: str | None = None
+    #: Registries asked whether a model can be had again, before it is deleted.
+    ollama_registry_url: str = "https://registry.ollama.ai"
+    huggingface_url: str = "https://huggingface.co"
+    #: Folder of `<name>/plugin.json` manifests shown besides the built-in ones.
+    plugins_dir: str | None = None
+
+
 class Log(Section):
     level: Literal["all", "debug", "info", "warn", "warning", "error", "fatal", "none"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
@@ -190,4 +224,7 @@ class Settings(Section):
     dashboard: Dashboard = Dashboard()
     hub: Hub = Hub()
     analytics: Analytics = Analytics()
+    telegram: Telegram = Telegram()
+    wan: Wan = Wan()
+    discovery: Discovery = Discovery()
     log: Log = Log()
