@@ -130,6 +130,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a data-plane process needs, at one version. Published whole by control."""
 
     version: int = 0
+    #: The start of the service it was made in; a process does not begin with a snapshot of another start.
+    boot: str = ""
     table: RoutingTable = RoutingTable()
     #: SHA-256 of the key -> principal.
     principals: dict[bytes, Principal] = {}
