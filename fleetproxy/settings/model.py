@@ -6,7 +6,9 @@ the reference page, `config show` and the JSON schema are made from them. Sizes 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,10 +16,50 @@ from msgspec import Meta
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+#: Never shown: masked in every repr, in `config show` and in the log. Readable from a file through `<NAME>_FILE`.
+Secret = Annotated[str, Meta(min_length=1, extra={"secret": True})]
+
+MASK = "***"
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all sections: unknown keys are errors."""
+    """Base of all sections: unknown keys are errors, secrets are masked wherever the value is shown."""
+
+    def __repr__(self) -> str:
+        hidden = secret_fields(type(self))
+        shown = (
+            f"{name}={MASK if name in hidden and getattr(self, name) else repr(getattr(self, name))}"
+            for name in self.__struct_fields__
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@cache
+def secret_fields(section: type[Section]) -> frozenset[str]:
+    """Names of the fields of this section that hold secrets."""
+    return frozenset(field.encode_name for field in msgspec.structs.fields(section) if _is_secret(field.type))
+
+
+def secrets_of(section: Section) -> tuple[str, ...]:
+    """Every secret value below a section, for the log to blot out."""
+    return tuple(_secrets_below(section))
+
+
+def _secrets_below(section: Section) -> Iterator[str]:
+    hidden = secret_fields(type(section))
+    for name in section.__struct_fields__:
+        value = getattr(section, name)
+        if name in hidden and value:
+            yield value
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Section):
+                yield from _secrets_below(item)
+
+
+def _is_secret(annotation: Any) -> bool:
+    if annotation is Secret:
+        return True
+    return any(part is Secret for part in getattr(annotation, "__args__", ()))
 
 
 class Server(Section):
@@ -29,7 +71,7 @@ class Server(Section):
     #: "ollama" or "openai" (vLLM, llama.cpp, SGLang, LM Studio).
     kind: Literal["ollama", "openai"] = "ollama"
     #: Bearer token sent to this server.
-    api_key: str | None = None
+    api_key: Secret | None = None
     vram_gb: float | None = None
     max_concurrent: Positive | None = None
     embedding_batch_size: Positive | None = None
@@ -49,7 +91,7 @@ class Key(Section):
     #: Shown as the user in records.
     name: str
     #: The key itself, or `sha256:<hex>`.
-    key: str
+    key: Secret
     max_in_flight: Positive | None = None
     requests_per_minute: Positive | None = None
     #: Models this key may use; absent means all.
@@ -67,14 +109,14 @@ class Auth(Section):
     #: "open": keys identify; "required": strangers get 401. A non-loopback bind turns it to "required" unless open.
     proxy: Literal["open", "required"] | None = None
     #: One static principal valid on every surface; guards /api/{llm,asr}, state and transfer.
-    api_key: str | None = None
+    api_key: Secret | None = None
     #: Bearer key with an administrator's rights on the dashboard API, for scripts; it belongs to no user.
-    admin_key: str | None = None
+    admin_key: Secret | None = None
     #: The first administrator, made at start while there are no users. The password needs 10 characters.
     admin_username: str | None = None
-    admin_password: str | None = None
+    admin_password: Secret | None = None
     #: Dial-in workers must show it.
-    client_key: str | None = None
+    client_key: Secret | None = None
     protect_writes: bool = False
     #: CIDR networks whose X-Forwarded-For and X-User-Roles are believed.
     trusted_proxies: tuple[str, ...] = ()
@@ -150,6 +192,8 @@ class Dashboard(Section):
 class Hub(Section):
     #: host:port where workers may dial in directly.
     listen: str | None = None
+    #: Past this much resident memory the hub is started anew; workers reconnect.
+    memory_bytes: Positive = 1024 * 1024 * 1024
 
 
 class Analytics(Section):
@@ -162,7 +206,7 @@ class Analytics(Section):
 class Telegram(Section):
     """Where the fleet's own alerts go; users add their own chats in the dashboard."""
 
-    bot_token: str | None = None
+    bot_token: Secret | None = None
     chat_id: str | None = None
     #: Base address of the bot API; a self-hosted bot API server may stand here.
     api_url: str = "https://api.telegram.org"
