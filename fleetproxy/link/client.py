@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fleetproxy import log
 from fleetproxy.core.table import Snapshot
-from fleetproxy.link.framing import LinkError, encode, read, read_snapshot
+from fleetproxy.link.framing import LinkError, encode, read, read_boot, read_snapshot
 from fleetproxy.link.messages import Acknowledge, Count, Hello, Message, Observe, Publish, Rotate, Rotated
 
 _log = log.get("link")
@@ -104,7 +104,7 @@ class LinkClient:
     def _restore(self) -> None:
         """Start from the snapshot in the runtime folder, if it is of this start of the service."""
         snapshot = read_snapshot(self._path.with_name("snapshot"))
-        if snapshot is not None and snapshot.boot == self._hello.boot:
+        if snapshot is not None and snapshot.boot == read_boot(self._path.parent):
             self._use(snapshot)
 
     def _use(self, snapshot: Snapshot) -> bool:

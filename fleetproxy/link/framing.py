@@ -55,3 +55,11 @@ def read_snapshot(path: Path) -> Snapshot | None:
         return _SNAPSHOT.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def read_boot(runtime: Path) -> str:
+    """What tells this start of the service from the ones before; empty when the supervisor has not said."""
+    try:
+        return (runtime / "boot").read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
