@@ -32,7 +32,7 @@ class Spool:
         self.written = 0
         self.dropped = 0
 
-    def put(self, line: bytes) -> bool:
+    def put(self, line: bytes | bytearray) -> bool:
         """Append one encoded row (with its newline). False when it could not be written; never raises."""
         try:
             if self._file < 0:

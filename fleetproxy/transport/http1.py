@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         "_head_only",
         "_headers",
         "_interim",
+        "_keep_alive",
         "_parser",
         "_pieces",
         "_pool",
@@ -82,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[Answer] | None = None
         self._whole = False
+        self._keep_alive = False
         self._head_only = False
         self._interim = 0
         self._reading_head = True
@@ -183,7 +185,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if self._whole and not self._surplus and not self._head_only and self._parser.should_keep_alive():
+        if self._whole and not self._surplus and not self._head_only and self._keep_alive:
             self._reset()
             self._pool.give_back(self)
         else:
@@ -354,6 +356,8 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._status_ready:
             self._whole = True
+            # Asked here: once the parser has begun to wait for the next message it no longer knows.
+            self._keep_alive = self._parser.should_keep_alive()
 
 
 _BODILESS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE"})

@@ -1,0 +1,204 @@
+"""One request's life, from first byte in to audit record. The only mutable thing of the data plane; it has one owner."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fleetproxy.core.operation import Endpoint, Operation
+from fleetproxy.core.record import Attempt, AuditRecord, Outcome
+from fleetproxy.core.usage import NOTHING, Usage
+from fleetproxy.errors import FleetError
+
+if TYPE_CHECKING:
+    from fleetproxy.core.backend import Backend
+    from fleetproxy.core.table import Principal, Snapshot
+    from fleetproxy.listen import Receive, Scope, Send
+    from fleetproxy.wire.head import Head
+
+
+class Exchange:
+    """What is known so far of one request. Times are seconds of the monotonic clock."""
+
+    __slots__ = (
+        "attempts",
+        "backend",
+        "body_read",
+        "bytes_in",
+        "bytes_out",
+        "chunks_out",
+        "committed",
+        "endpoint",
+        "error",
+        "first_byte_at",
+        "head",
+        "interruption",
+        "key_unknown",
+        "last_progress",
+        "method",
+        "model_served",
+        "operation",
+        "outcome",
+        "principal",
+        "progress",
+        "queue_s",
+        "raw_path",
+        "receive",
+        "recorded",
+        "remote_ip",
+        "request_id",
+        "retries",
+        "route_reason",
+        "scope",
+        "send",
+        "sent_at",
+        "snapshot",
+        "source",
+        "started_at",
+        "started_at_us",
+        "started_by_us",
+        "status",
+        "task",
+        "tick_of_progress",
+        "time_limit_s",
+        "timeout_error",
+        "usage",
+        "watching",
+    )
+
+    def __init__(
+        self,
+        *,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        endpoint: Endpoint,
+        head: Head,
+        snapshot: Snapshot,
+        request_id: str,
+        started_at: float,
+        started_at_us: int,
+        task: asyncio.Task[None] | None,
+    ) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.endpoint = endpoint
+        self.head = head
+        #: The snapshot it began with is the one it ends with.
+        self.snapshot = snapshot
+        self.request_id = request_id
+        self.started_at = started_at
+        self.started_at_us = started_at_us
+        self.task = task
+        self.method: str = scope["method"]
+        self.raw_path: bytes = scope["raw_path"]
+        self.remote_ip: str | None = None
+        self.principal: Principal | None = None
+        self.key_unknown = False
+        self.source = ""
+        self.operation: Operation | None = None
+        self.backend: Backend | None = None
+        self.model_served: str | None = None
+        self.route_reason: str | None = None
+        self.attempts: list[Attempt] = []
+        self.retries = 0
+        self.queue_s = 0.0
+        #: When the request was written to the backend that answered.
+        self.sent_at: float | None = None
+        self.first_byte_at: float | None = None
+        self.status: int | None = None
+        self.outcome: Outcome = "ok"
+        self.error: str | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.chunks_out = 0
+        self.usage: Usage = NOTHING
+        #: The first byte of the backend's answer has been handed over: nothing is resent.
+        self.committed = False
+        #: A response head of our own is out (comment lines while waiting): errors go into the stream.
+        self.started_by_us = False
+        self.recorded = False
+        #: Nobody else reads `receive()` any more: it may be watched for the caller leaving.
+        self.body_read = not head.has_body
+        # For the sweeper, which alone compares them with the clock.
+        self.progress = 0
+        self.last_progress = -1
+        self.tick_of_progress = 0.0
+        self.time_limit_s: float | None = None
+        self.timeout_error: type[FleetError] | None = None
+        self.watching = False
+        self.interruption: FleetError | None = None
+
+    def limit(self, seconds: float | None, error: type[FleetError] | None) -> None:
+        """From now on, `seconds` without progress end the exchange with `error`; None lifts the limit."""
+        self.progress += 1
+        self.time_limit_s = seconds
+        self.timeout_error = error
+
+    def interrupt(self, error: FleetError) -> None:
+        """End it from outside: the client left, a limit passed, we are being stopped."""
+        if self.interruption is None and self.task is not None and not self.recorded:
+            self.interruption = error
+            self.task.cancel()
+
+    def fail(self, error: FleetError, outcome: Outcome) -> None:
+        self.error = error.code
+        self.outcome = outcome
+
+    def record(self, *, now: float, process: str, sequence: int) -> AuditRecord:
+        """The row of this exchange, as it stands at `now`."""
+        started = self.started_at
+        first = self.first_byte_at
+        sent = self.sent_at
+        usage = self.usage
+        principal = self.principal
+        operation = self.operation
+        backend = self.backend
+        own = self.head.own
+        agent = own.get(b"user-agent")
+        return AuditRecord(
+            request_id=self.request_id,
+            started_at_us=self.started_at_us,
+            process=process,
+            sequence=sequence,
+            source=self.source,
+            user=principal.name if principal is not None else None,
+            user_id=principal.user_id if principal is not None else None,
+            key_prefix=principal.key_prefix if principal is not None else None,
+            key_unknown=self.key_unknown,
+            remote_ip=self.remote_ip,
+            user_agent=agent[:256].decode("latin-1") if agent is not None else None,
+            family=self.endpoint.family,
+            dialect=self.endpoint.dialect,
+            endpoint=self.endpoint.path,
+            method=self.method,
+            path=self.raw_path[:256].decode("latin-1"),
+            model=operation.model if operation is not None else None,
+            model_served=self.model_served,
+            backend=backend.name if backend is not None else None,
+            server_id=backend.id if backend is not None else None,
+            route_reason=self.route_reason,
+            status=self.status,
+            outcome=self.outcome,
+            error=self.error,
+            retries=self.retries,
+            streamed=operation.stream if operation is not None else False,
+            queue_ms=_ms(self.queue_s),
+            ttft_ms=_ms(first - started) if first is not None else None,
+            overhead_ms=_ms(sent - started - self.queue_s) if sent is not None else None,
+            total_ms=_ms(now - started),
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
+            chunks_out=self.chunks_out,
+            tokens_in=usage.tokens_in,
+            tokens_out=usage.tokens_out,
+            load_ms=usage.load_ms,
+            prompt_eval_ms=usage.prompt_eval_ms,
+            eval_ms=usage.eval_ms,
+            attempts=tuple(self.attempts),
+        )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,120 @@
+"""The one primitive that moves an answer's body to the caller: called from the read callback, wakes no task per piece.
+
+The object read is the object sent. When the caller does not read, the backend is paused. The row is written before the
+piece that ends the stream. A stream without its end marker, or broken, ends visibly: the dialect's error event, then an
+aborted connection (the application returns without a final piece).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from fleetproxy.errors import BackendLost, FleetError, StreamTruncated
+from fleetproxy.listen import Send, taken
+from fleetproxy.proxy.exchange import Exchange
+from fleetproxy.transport.base import Upstream
+
+
+class Tap(Protocol):
+    """Passive reader of the passing bytes (`wire.tap`)."""
+
+    terminal: bool
+
+    def see(self, chunk: bytes) -> bool:
+        """True when the end marker has just gone by."""
+
+
+class Pump:
+    """A `transport.base.Sink` for one exchange. `done` resolves to True when the body went out whole."""
+
+    __slots__ = (
+        "_clock",
+        "_error_event",
+        "_exchange",
+        "_marked",
+        "_record",
+        "_send",
+        "_tap",
+        "_upstream",
+        "done",
+    )
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        upstream: Upstream,
+        tap: Tap | None,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        marked: bool,
+        record: Callable[[Exchange], None],
+        error_event: Callable[[FleetError], bytes],
+    ) -> None:
+        self.done: asyncio.Future[bool] = loop.create_future()
+        self._exchange = exchange
+        self._send: Send = exchange.send
+        self._upstream = upstream
+        self._tap = tap
+        self._clock = clock
+        #: The body must show its dialect's end marker to count as whole.
+        self._marked = marked
+        self._record = record
+        self._error_event = error_event
+
+    def piece(self, data: bytes, last: bool) -> None:
+        if self.done.done():
+            return
+        try:
+            exchange = self._exchange
+            exchange.progress += 1
+            tap = self._tap
+            if data:
+                exchange.bytes_out += len(data)
+                exchange.chunks_out += 1
+                if exchange.first_byte_at is None:
+                    exchange.first_byte_at = self._clock()
+                if tap is not None and tap.see(data):
+                    self._record(exchange)
+            if last:
+                if self._marked and tap is not None and not tap.terminal:
+                    if data:
+                        self._send({"type": "http.response.body", "body": data, "more_body": True})
+                    self.broken(StreamTruncated())
+                    return
+                self._record(exchange)
+            waiting: Any = self._send({"type": "http.response.body", "body": data, "more_body": not last})
+            if last:
+                if not taken(waiting):
+                    waiting.add_done_callback(self._finished, context=None)
+                else:
+                    self.done.set_result(True)
+            elif not taken(waiting):
+                self._upstream.pause()
+                waiting.add_done_callback(self._resumed, context=None)
+        except Exception as error:
+            if not self.done.done():
+                self.done.set_exception(error)
+
+    def broken(self, error: Exception) -> None:
+        if self.done.done():
+            return
+        exchange = self._exchange
+        failure = error if isinstance(error, FleetError) else BackendLost()
+        if not exchange.recorded:
+            exchange.fail(failure, "truncated")
+            event = self._error_event(failure)
+            if event:
+                self._send({"type": "http.response.body", "body": event, "more_body": True})
+            self._record(exchange)
+        self.done.set_result(False)
+
+    def _resumed(self, _future: Any, context: Any = None) -> None:
+        self._exchange.progress += 1
+        self._upstream.resume()
+
+    def _finished(self, _future: Any, context: Any = None) -> None:
+        if not self.done.done():
+            self.done.set_result(True)
