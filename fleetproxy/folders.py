@@ -1,8 +1,8 @@
 """Where a fleetproxy keeps its files, and the locks that keep a second one out.
 
-    data folder      `data_dir`, else `$XDG_STATE_HOME/fleetproxy`, as root /var/lib/fleetproxy: survives restarts
-    runtime folder   `runtime_dir`, else `$XDG_RUNTIME_DIR/fleetproxy-<hash>`, else /tmp/fleetproxy-<uid>-<hash>:
-                     sockets, load board, resolved settings; gone after a clean stop. <hash> is the data folder's.
+data folder      `data_dir`, else `$XDG_STATE_HOME/fleetproxy`, as root /var/lib/fleetproxy: survives restarts
+runtime folder   `runtime_dir`, else `$XDG_RUNTIME_DIR/fleetproxy-<hash>`, else /tmp/fleetproxy-<uid>-<hash>:
+                 sockets, load board, resolved settings; gone after a clean stop. <hash> is the data folder's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def data_folder(settings: Settings) -> Path:
     if os.geteuid() == 0 and not os.environ.get("XDG_STATE_HOME"):
         return Path("/var/lib/fleetproxy")
     state = os.environ.get("XDG_STATE_HOME", "")
-    if os.path.isabs(state):  # the XDG specification: relative values are ignored
+    if state.startswith("/"):  # the XDG specification: relative values are ignored
         return Path(state) / "fleetproxy"
     try:
         return Path.home() / ".local/state/fleetproxy"
@@ -59,7 +59,7 @@ def runtime_folder(settings: Settings) -> Path:
         return Path(settings.runtime_dir).expanduser().absolute()
     digest = hashlib.sha256(os.fsencode(data_folder(settings))).hexdigest()[:8]
     shared = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(shared) and os.access(shared, os.W_OK | os.X_OK):
+    if shared.startswith("/") and os.access(shared, os.W_OK | os.X_OK):
         folder = Path(shared) / f"fleetproxy-{digest}"
         if _sockets_fit(folder):
             return folder

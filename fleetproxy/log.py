@@ -8,6 +8,7 @@ and counted (`sink.dropped`).
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -24,8 +25,9 @@ import msgspec
 from fleetproxy.settings import Settings
 from fleetproxy.settings.model import secrets_of
 
+picologging: Any
 try:
-    import picologging
+    picologging = importlib.import_module("picologging")
 except ImportError:  # no wheel for this Python: the same calls go to stdlib
     picologging = logging
 
@@ -45,7 +47,12 @@ _LEVELS = {
     "none": logging.CRITICAL,
 }
 #: Libraries that say at INFO what our own lines say better, or say it for every connection.
-_QUIET = {"_granian": logging.ERROR, "granian": logging.WARNING, "websockets": logging.WARNING, "httpx": logging.WARNING}
+_QUIET = {
+    "_granian": logging.ERROR,
+    "granian": logging.WARNING,
+    "websockets": logging.WARNING,
+    "httpx": logging.WARNING,
+}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 

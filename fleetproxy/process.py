@@ -110,7 +110,6 @@ async def run(process: Process, main: Main) -> None:
             await asyncio.wait({running}, timeout=LEAVE_S / 2)
         if not running.done():
             log.get("process").warning("%s did not leave in time", process.name)
-            log.flush()
             os._exit(1)
     finally:
         leaving.cancel()
@@ -153,9 +152,7 @@ def main(arguments: list[str]) -> int:
         with contextlib.suppress(OSError):
             reason.write_text(f"{type(error).__name__}: {error}".splitlines()[0][:500])
         log.get("process").exception("%s failed", reason.stem)
-        log.flush()
         return 1
-    log.flush()
     return 0
 
 
