@@ -1,0 +1,155 @@
+"""The servers' numbers and switches, and the servers that were added through the API.
+
+A number belongs to a name for ever: history hangs on it. A server of the configuration file is registered each time
+control starts; one added through the API lives here whole. When both have a name, the file wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetproxy.control.state.tables import ServerRow
+from fleetproxy.errors import Conflict, PathUnknown
+from fleetproxy.settings import Server
+
+MAX_SERVERS = 1000
+
+
+class ServerEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A server of the fleet as the state knows it."""
+
+    id: int
+    name: str
+    origin: Literal["file", "api"]
+    #: The whole server for origin "api"; None for "file": its settings are in the file.
+    server: Server | None
+    #: None: as the configuration's `enabled` says.
+    is_disabled: bool | None
+    is_draining: bool
+
+
+def register(session: Session, names: Iterable[str], now: datetime) -> dict[str, int]:
+    """Give the configured servers their numbers: name -> id. Names of the file take over those of the API."""
+    wanted = {name.lower(): name for name in names}
+    rows = {row.name_key: row for row in session.scalars(select(ServerRow))}
+    for key, row in rows.items():
+        if row.origin == "file" and key not in wanted and row.removed_at is None:
+            row.removed_at = now
+    for key, name in wanted.items():
+        known = rows.get(key)
+        if known is None:
+            rows[key] = row = _new(name, "file", None, now)
+            session.add(row)
+        else:
+            known.name, known.origin, known.config, known.removed_at = name, "file", None, None
+    session.flush()
+    return {name: rows[key].id for key, name in wanted.items()}
+
+
+def entries(session: Session) -> list[ServerEntry]:
+    """Every server that is in the fleet, in the order of their numbers."""
+    rows = session.scalars(select(ServerRow).where(ServerRow.removed_at.is_(None)).order_by(ServerRow.id))
+    return [_value(row) for row in rows]
+
+
+def get(session: Session, server_id: int) -> ServerEntry | None:
+    row = session.get(ServerRow, server_id)
+    return _value(row) if row and row.removed_at is None else None
+
+
+def add(session: Session, server: Server, now: datetime) -> ServerEntry:
+    """Raises Conflict when a server of that name exists."""
+    row = session.scalar(select(ServerRow).where(ServerRow.name_key == server.name.lower()))
+    if row is not None and row.removed_at is None:
+        raise Conflict(
+            f"Server '{server.name}' is defined in the configuration file; change it there"
+            if row.origin == "file"
+            else f"Server '{server.name}' already exists"
+        )
+    if len(entries(session)) >= MAX_SERVERS:
+        raise Conflict(f"A fleet may have {MAX_SERVERS} servers")
+    config = msgspec.to_builtins(server)
+    if row is None:
+        row = _new(server.name, "api", config, now)
+        session.add(row)
+    else:
+        row.name, row.origin, row.config, row.removed_at = server.name, "api", config, None
+        row.is_disabled, row.is_draining = None, False
+    session.flush()
+    return _value(row)
+
+
+def change(session: Session, server_id: int, fields: dict[str, Any]) -> ServerEntry:
+    """Change settings of an API-added server; its name stays. Raises PathUnknown, Conflict (defined in the file)."""
+    row = _api_row(session, server_id)
+    assert row.config is not None
+    server = msgspec.convert({**row.config, **fields, "name": row.name}, Server)
+    row.config = msgspec.to_builtins(server)
+    session.flush()
+    return _value(row)
+
+
+def switch(
+    session: Session, server_id: int, *, is_disabled: bool | None = None, is_draining: bool | None = None
+) -> ServerEntry:
+    """Maintenance and draining, for servers of either origin."""
+    row = _live(session, server_id)
+    if is_disabled is not None:
+        row.is_disabled = is_disabled
+    if is_draining is not None:
+        row.is_draining = is_draining
+    session.flush()
+    return _value(row)
+
+
+def remove(session: Session, server_id: int, now: datetime) -> ServerEntry:
+    """Take an API-added server out of the fleet; its number keeps its history."""
+    row = _api_row(session, server_id)
+    entry = _value(row)
+    row.removed_at, row.config = now, None
+    session.flush()
+    return entry
+
+
+def _live(session: Session, server_id: int) -> ServerRow:
+    row = session.get(ServerRow, server_id)
+    if row is None or row.removed_at is not None:
+        raise PathUnknown("Server not found")
+    return row
+
+
+def _api_row(session: Session, server_id: int) -> ServerRow:
+    row = _live(session, server_id)
+    if row.origin == "file":
+        raise Conflict(f"Server '{row.name}' is defined in the configuration file; change it there")
+    return row
+
+
+def _new(name: str, origin: str, config: dict[str, Any] | None, now: datetime) -> ServerRow:
+    return ServerRow(
+        name_key=name.lower(),
+        name=name,
+        origin=origin,
+        config=config,
+        is_disabled=None,
+        is_draining=False,
+        created_at=now,
+        removed_at=None,
+    )
+
+
+def _value(row: ServerRow) -> ServerEntry:
+    return ServerEntry(
+        id=row.id,
+        name=row.name,
+        origin="file" if row.origin == "file" else "api",
+        server=None if row.config is None else msgspec.convert(row.config, Server),
+        is_disabled=row.is_disabled,
+        is_draining=row.is_draining,
+    )
