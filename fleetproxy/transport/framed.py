@@ -35,8 +35,7 @@ class FramedConnection(asyncio.Protocol):
         self.name = "a process"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment]  # uvloop's are no asyncio.Transport
 
     def data_received(self, data: bytes) -> None:
         try:
