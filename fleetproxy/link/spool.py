@@ -4,6 +4,7 @@ Each process appends one JSON object per line to its own open segment; a line wr
 process. Segments are closed (renamed) each second and on demand; control loads a closed segment and its name in one
 transaction, then unlinks it: exactly once, also across crashes of either side.
 
+    <spool>/<table>.<boot>.<process>.<sequence>.new       just made, empty, not yet locked
     <spool>/<table>.<boot>.<process>.<sequence>.open      being written; its writer holds a flock
     <spool>/<table>.<boot>.<process>.<sequence>.ndjson    closed, whole lines only
 
@@ -20,7 +21,11 @@ from pathlib import Path
 
 
 class Spool:
-    """The writing end, owned by one process, for one table."""
+    """The writing end, owned by one process, for one table.
+
+    `boot` must be new at each start of the process: a segment's name is never used twice, for control remembers loaded
+    ones by name.
+    """
 
     def __init__(self, folder: Path, table: str, boot: str, process: str) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,9 +67,12 @@ class Spool:
     def _open(self) -> None:
         self._sequence += 1
         path = self._stem.with_name(f"{self._stem.name}.{self._sequence:08d}.open")
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fresh = path.with_suffix(".new")
+        file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
+            # Locked before it is called `.open`: control never finds an open segment of a living writer without a lock.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fresh.rename(path)
         except OSError:
             os.close(file)
             raise
