@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import msgspec
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
+from granian.net import SocketHolder
 from granian.server.embed import Server
 
 Scope = MutableMapping[str, Any]
@@ -41,6 +43,8 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 0
     uds: str | None = None
+    #: A socket that listens already (the supervisor's), instead of host and port.
+    fd: int | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
     #: Connections accepted at once; further ones wait in the kernel's backlog.
@@ -48,10 +52,22 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     header_timeout_ms: int = HEADER_TIMEOUT_MS
 
 
+class _Server(Server):
+    """Granian's embedded server, also on a socket somebody else has bound."""
+
+    fd: int | None = None
+
+    def _init_shared_socket(self) -> None:
+        if self.fd is None:
+            super()._init_shared_socket()
+        else:
+            self._shd = SocketHolder(os.dup(self.fd), False, self.backlog)
+
+
 async def serve(app: App, listener: Listener, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; then stop accepting and return when the open requests have ended."""
     logging.getLogger("_granian").setLevel(logging.ERROR)
-    server = Server(
+    server = _Server(
         app,
         address=listener.host,
         port=listener.port,
@@ -66,6 +82,7 @@ async def serve(app: App, listener: Listener, stop: asyncio.Event) -> None:
         ssl_protocol_min=SSLProtocols.tls12,
         log_enabled=False,
     )
+    server.fd = listener.fd
     running = asyncio.ensure_future(server.serve())
     stopping = asyncio.ensure_future(stop.wait())
     try:

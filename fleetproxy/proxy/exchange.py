@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from fleetproxy.core.table import Principal, Snapshot
     from fleetproxy.listen import Receive, Scope, Send
     from fleetproxy.wire.head import Head
+    from fleetproxy.wire.tap import Tap
 
 
 class Exchange:
     """What is known so far of one request. Times are seconds of the monotonic clock."""
 
     __slots__ = (
+        "attempt_began",
         "attempts",
         "backend",
         "body_read",
@@ -28,6 +30,7 @@ class Exchange:
         "bytes_out",
         "chunks_out",
         "committed",
+        "credentials",
         "endpoint",
         "error",
         "first_byte_at",
@@ -39,6 +42,7 @@ class Exchange:
         "model_served",
         "operation",
         "outcome",
+        "pin_ignored",
         "principal",
         "progress",
         "queue_s",
@@ -58,6 +62,7 @@ class Exchange:
         "started_at_us",
         "started_by_us",
         "status",
+        "tap",
         "task",
         "tick_of_progress",
         "time_limit_s",
@@ -101,7 +106,15 @@ class Exchange:
         self.backend: Backend | None = None
         self.model_served: str | None = None
         self.route_reason: str | None = None
+        #: The pinned server was not to be had and the pin was dropped (`routing.pin_fallback`).
+        self.pin_ignored = False
+        #: Credentials that are not ours, as wire lines: they go on to the backend.
+        self.credentials = b""
         self.attempts: list[Attempt] = []
+        #: When the attempt under way began; None between attempts.
+        self.attempt_began: float | None = None
+        #: Reads the answer as it passes.
+        self.tap: Tap | None = None
         self.retries = 0
         self.queue_s = 0.0
         #: When the request was written to the backend that answered.
@@ -138,7 +151,7 @@ class Exchange:
 
     def interrupt(self, error: FleetError) -> None:
         """End it from outside: the client left, a limit passed, we are being stopped."""
-        if self.interruption is None and self.task is not None and not self.recorded:
+        if self.interruption is None and self.task is not None:
             self.interruption = error
             self.task.cancel()
 
@@ -146,8 +159,28 @@ class Exchange:
         self.error = error.code
         self.outcome = outcome
 
+    def close_attempt(self, now: float, status: int | None, failure: str | None) -> None:
+        """The attempt under way has ended; does nothing when none is."""
+        began = self.attempt_began
+        if began is None:
+            return
+        self.attempt_began = None
+        sent, first, backend = self.sent_at, self.first_byte_at, self.backend
+        self.attempts.append(
+            Attempt(
+                backend=backend.name if backend is not None else "",
+                status=status,
+                error=failure,
+                started_ms=_ms(began - self.started_at),
+                connect_ms=_ms(sent - began) if sent is not None and sent >= began else None,
+                first_byte_ms=_ms(first - began) if first is not None else None,
+                total_ms=_ms(now - began),
+            )
+        )
+
     def record(self, *, now: float, process: str, sequence: int) -> AuditRecord:
         """The row of this exchange, as it stands at `now`."""
+        self.close_attempt(now, self.status, self.error)
         started = self.started_at
         first = self.first_byte_at
         sent = self.sent_at

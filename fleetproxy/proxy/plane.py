@@ -6,21 +6,29 @@ import asyncio
 import itertools
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
 
+from fleetproxy.core import access
+from fleetproxy.core.admission import Admission
 from fleetproxy.core.backend import Backend
-from fleetproxy.core.table import Snapshot
+from fleetproxy.core.failover import RetryBudget
+from fleetproxy.core.operation import Endpoint
+from fleetproxy.core.table import Principal, Snapshot
 from fleetproxy.errors import ClientGone
 from fleetproxy.link.board import Board
 from fleetproxy.listen import Receive, Scope, Send
 from fleetproxy.proxy.body import Budget
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.recorder import Recorder
-from fleetproxy.proxy.trips import Trips
+from fleetproxy.proxy.trips import Loads, Trips
+from fleetproxy.proxy.waiting import Waiting
 from fleetproxy.transport.base import Transport
+from fleetproxy.wire.head import Head
 
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
 #: How often the sweeper looks at the exchanges under way. One tick is the precision of every limit, and the age at
 #: which an exchange gets its disconnect watch: shorter ones never pay for it.
 TICK_S = 0.05
@@ -38,36 +46,112 @@ class Plane:
         recorder: Recorder,
         transports: dict[str, Transport],
         instance: str,
+        waiting: Waiting,
+        hub_connected: Callable[[], bool],
+        processes: int = 1,
         clock: Callable[[], float] = time.monotonic,
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         rng: random.Random | None = None,
-        observe: Callable[[str, str], None] = lambda backend, kind: None,
     ) -> None:
         self.name = name
         self.loop = asyncio.get_running_loop()
         self.clock = clock
         self.wall_us = wall_us
-        self.rng = rng or random.Random()
+        self.rng = rng or random.Random()  # noqa: S311 - breaks ties, guards nothing
         self.snapshot = snapshot
         self.board = board
         self.recorder = recorder
         self.transports = transports
+        self.waiting = waiting
+        self.hub_connected = hub_connected
         #: Our pseudonym in Via (RFC 9110 section 7.6.3): the same for all processes of this instance.
         self.via = f"1.1 fleetproxy-{instance}".encode()
-        self.observe = observe
+        #: Tells control that a backend failed or recovered in passing.
+        self.observe: Callable[[str, str], object] = lambda backend, kind: None
         self.budget = Budget(snapshot.limits.buffered_bytes)
-        self.trips = Trips(snapshot, clock=clock, observe=observe)
+        self.trips = Trips(clock, lambda: wall_us() / 1e6, lambda backend, kind: self.observe(backend, kind))
+        self.retries = RetryBudget(snapshot.limits.retry_budget)
+        self.loads = Loads(board, self.trips)
+        self.admission = Admission(processes)
         self.counters: Counter[str] = Counter()
         self.live: set[Exchange] = set()
         self.draining = False
         self._numbers = itertools.count(int.from_bytes(os.urandom(4)))
         self._id_tail = os.urandom(4).hex()
+        self._good_hosts: set[bytes] = set()
+        self._proxies = access.networks(snapshot.access.trusted_proxies)
 
     def publish(self, snapshot: Snapshot) -> None:
         """Use this snapshot for new exchanges: one assignment."""
-        self.snapshot = snapshot
+        self._good_hosts = set()
+        self._proxies = access.networks(snapshot.access.trusted_proxies)
         self.budget.limit_bytes = snapshot.limits.buffered_bytes
+        self.retries.share = snapshot.limits.retry_budget
         self.trips.publish(snapshot)
+        self.snapshot = snapshot
+
+    # --- exchanges -----------------------------------------------------------------------------------------------
+
+    def begin(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, head: Head) -> Exchange:
+        """A new exchange; `end` it."""
+        wall_us = self.wall_us()
+        given = head.own.get(b"x-request-id")
+        request_id = (
+            given.decode("ascii") if given is not None and _SANE_ID.match(given) else self.request_id(wall_us)
+        )
+        exchange = Exchange(
+            scope=scope,
+            receive=receive,
+            send=send,
+            endpoint=endpoint,
+            head=head,
+            snapshot=self.snapshot,
+            request_id=request_id,
+            started_at=self.clock(),
+            started_at_us=wall_us,
+            task=asyncio.current_task(),
+        )
+        client = scope["client"]
+        if client is not None:
+            exchange.remote_ip = (
+                client[0] if not self._proxies else access.client_address(client[0], head.own, self._proxies)
+            )
+        self.retries.request(exchange.started_at)
+        self.live.add(exchange)
+        return exchange
+
+    def end(self, exchange: Exchange) -> None:
+        """The last step of every exchange: its row, if it has none yet."""
+        self.live.discard(exchange)
+        if not exchange.recorded:
+            self.recorder.put(exchange)
+
+    def admit(self, exchange: Exchange) -> Principal | None:
+        """Count the exchange against its principal's limits; give the result to `dismiss`. Raises RateLimited."""
+        principal = exchange.principal
+        if principal is None or (principal.max_in_flight is None and principal.requests_per_minute is None):
+            return None
+        self.admission.admit(principal, self.clock())
+        return principal
+
+    def dismiss(self, principal: Principal | None) -> None:
+        if principal is not None:
+            self.admission.dismiss(principal)
+
+    def freed(self, column: int) -> None:
+        """A slot was released: if somebody stands in line for it, the hub is told."""
+        if self.board.cells[column] > 0:
+            self.waiting.freed(column)
+
+    def host_allowed(self, host: bytes) -> bool:
+        """The Host names we answer to (DNS rebinding); looked up once each."""
+        if host in self._good_hosts:
+            return True
+        if not access.host_allowed(host, self.snapshot.access.hosts):
+            return False
+        if len(self._good_hosts) < 1024:
+            self._good_hosts.add(host)
+        return True
 
     def transport(self, backend: Backend) -> Transport:
         if backend.http2:
@@ -116,6 +200,3 @@ def watch(exchange: Exchange) -> None:
             exchange.receive().add_done_callback(received, context=None)  # type: ignore[attr-defined]
 
     exchange.receive().add_done_callback(received, context=None)  # type: ignore[attr-defined]
-
-
-Handler = Callable[[Scope, Receive, Send], "asyncio.Future[None]"]

@@ -27,6 +27,13 @@ class Recorder:
             return
         exchange.recorded = True
         self._sequence += 1
+        tap = exchange.tap
+        if tap is not None:
+            seen = tap.end()
+            exchange.usage = seen.usage
+            if seen.error is not None and exchange.error is None:
+                exchange.error = "backend_error_event"
+                exchange.outcome = "backend_error"
         record = exchange.record(now=self._clock(), process=self._process, sequence=self._sequence)
         buffer = self._buffer
         self._encoder.encode_into(record, buffer)

@@ -1,24 +1,36 @@
 """One request to one backend after another until one answers, then its answer to the caller.
 
-    attempt ──► answer ──► commit ──► pump
-       │           │
-       └───────────┴──► next route (reads before the commit point only) or the error
+    decide ──► attempt ──► answer ──► commit ──► pump
+      ▲           │           │
+      └── wait    └───────────┴──► next route (before the commit point only) or the error
 
 What may be tried again is decided in `core/failover.py`; this module acts on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
 
-from fleetproxy.core.backend import Backend
-from fleetproxy.core.failover import Next, next_step
+from fleetproxy.core.failover import CannotServe, ModelMissing, final, pass_on
 from fleetproxy.core.operation import Operation
 from fleetproxy.core.record import Attempt
+from fleetproxy.core.selection import Candidates, Refuse, Wait, rank
 from fleetproxy.core.table import Route
-from fleetproxy.errors import BackendError, BackendTimeout, ClientGone, FleetError, ModelUnknown
+from fleetproxy.errors import (
+    BackendError,
+    BackendLost,
+    BackendRefused,
+    BackendStalled,
+    BackendTimeout,
+    BodyTimeout,
+    ConnectionStale,
+    FleetError,
+    LoopDetected,
+)
 from fleetproxy.families.llm import errors as dialect_errors
+from fleetproxy.proxy.body import pieces_of
 from fleetproxy.proxy.exchange import Exchange
+from fleetproxy.proxy.line import Line
 from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.pump import Pump
 from fleetproxy.transport.base import Answer, Call, Headers, Upstream
@@ -28,4 +40,322 @@ from fleetproxy.wire.tap import Tap
 
 #: Bytes of a refusal (404, 5xx) read to learn what it says before another server is asked.
 REFUSAL_BYTES = 64 * 1024
-_STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
+_EVENT_STREAM, _NDJSON = b"text/event-stream", b"application/x-ndjson"
+_MAY_BE_PASSED_ON = frozenset({404, 500, 502, 503})
+_NO_RETRIES, _NO_QUEUE = (b"x-fleet-retries", b"0"), (b"x-fleet-queue-ms", b"0")
+
+
+class Relay:
+    """Moves requests to backends and answers to callers. One per process."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+
+    async def relay(self, exchange: Exchange, operation: Operation, body: bytes) -> None:
+        """Serve one request whose body is at hand. Raises FleetError when nobody could serve it."""
+        plane = self._plane
+        routes, counted = await self._routes(exchange, operation)
+        failures: list[FleetError] = []
+        for position, route in enumerate(routes):
+            last = position + 1 == len(routes)
+            backend = exchange.snapshot.table.backends[route.backend].backend
+            if not counted:
+                plane.board.add(backend.column, 1)
+            try:
+                await self._attempt(exchange, operation, route, body, failures, last=last)
+                return
+            except BackendError as error:
+                failures.append(error)
+                if last or not pass_on(error, operation.endpoint, failures) or not plane.retries.retry():
+                    raise final(failures, operation.model or "") from None
+                exchange.retries += 1
+                plane.counters[f"retries:{error.code}"] += 1
+            finally:
+                plane.board.add(backend.column, -1)
+                counted = False
+                plane.freed(backend.column)
+
+    async def upload(self, exchange: Exchange, operation: Operation) -> None:
+        """Serve a request whose body goes through as it comes: one backend, no second try once a byte was sent."""
+        plane, limits = self._plane, exchange.snapshot.limits
+        exchange.operation = operation
+        routes, _ = await self._routes(exchange, operation)
+        backend = exchange.snapshot.table.backends[routes[0].backend].backend
+        exchange.backend = backend
+        plane.board.add(backend.column, 1)
+        exchange.attempt_began = plane.clock()
+        upstream: Upstream | None = None
+        try:
+            call = self._call(exchange, routes[0], None)
+            upstream = await plane.transport(backend).open(backend, call, limits.connect_s)
+            exchange.sent_at = plane.clock()
+            answering = asyncio.ensure_future(upstream.answer())
+            try:
+                await self._feed(exchange, upstream, answering)
+                exchange.body_read = True
+                exchange.limit(limits.first_byte_s, BackendTimeout)
+                answer = await answering
+            finally:
+                answering.cancel()
+            plane.trips.answered(backend, answer.status, answer.headers)
+            await self._commit(exchange, operation, upstream, answer)
+        except BackendError as error:
+            plane.trips.failed(backend, error)
+            exchange.close_attempt(plane.clock(), None, error.code)
+            raise
+        finally:
+            if upstream is not None:
+                upstream.close()
+            exchange.close_attempt(plane.clock(), exchange.status, None)
+            plane.board.add(backend.column, -1)
+            plane.freed(backend.column)
+
+    def error_event(self, exchange: Exchange, error: FleetError) -> bytes:
+        """What a broken stream ends with, in its own format; nothing where a body was announced by length."""
+        operation = exchange.operation
+        if operation is None or not operation.stream:
+            return b""
+        return dialect_errors.event(exchange.endpoint, error, exchange.request_id)
+
+    def explain_headers(self, exchange: Exchange) -> Headers:
+        """Why the answer came from where it came: on every answer, refusals included."""
+        backend = exchange.backend
+        queue_ms = exchange.queue_s * 1000
+        headers: Headers = [
+            _NO_RETRIES if not exchange.retries else (b"x-fleet-retries", b"%d" % exchange.retries),
+            _NO_QUEUE if not queue_ms else (b"x-fleet-queue-ms", b"%d" % queue_ms),
+        ]
+        if exchange.route_reason is not None:
+            headers.append((b"x-fleet-route", exchange.route_reason.encode()))
+        if backend is not None and not exchange.snapshot.access.hide_backends:
+            headers.append((b"x-fleet-backend", backend.name.encode("ascii", "backslashreplace")))
+        if exchange.pin_ignored:
+            headers.append((b"x-fleet-pin", b"ignored"))
+        return headers
+
+    # --- choosing ------------------------------------------------------------------------------------------------
+
+    async def _routes(self, exchange: Exchange, operation: Operation) -> tuple[tuple[Route, ...], bool]:
+        """Routes in order of preference; True when a slot of the first is counted already (we stood in line)."""
+        plane = self._plane
+        if plane.via in exchange.head.own.get(b"via", b""):
+            raise LoopDetected
+        snapshot = exchange.snapshot
+        decision = rank(snapshot.table, operation, plane.loads, plane.rng, pin_fallback=snapshot.access.pin_fallback)
+        match decision:
+            case Candidates():
+                exchange.route_reason = decision.reason
+                exchange.pin_ignored = decision.pin_ignored
+                return decision.routes, False
+            case Refuse():
+                raise decision.error
+            case Wait():
+                exchange.route_reason = decision.reason
+                line = Line(plane, exchange, operation)
+                column = await line.stand(decision.columns)
+                for route in decision.routes:
+                    if snapshot.table.backends[route.backend].backend.column == column:
+                        return (route,), True
+                raise AssertionError("the line granted a column nobody asked for")
+
+    # --- one backend ---------------------------------------------------------------------------------------------
+
+    async def _attempt(
+        self,
+        exchange: Exchange,
+        operation: Operation,
+        route: Route,
+        body: bytes,
+        failures: list[FleetError],
+        *,
+        last: bool,
+    ) -> None:
+        """Ask one backend and serve its answer. Raises BackendError when another one may be asked."""
+        plane, limits, endpoint = self._plane, exchange.snapshot.limits, operation.endpoint
+        backend = exchange.snapshot.table.backends[route.backend].backend
+        exchange.backend = backend
+        exchange.model_served = route.model or None
+        if route.model and route.model != operation.model and operation.canonical not in exchange.snapshot.table.models:
+            body = rewrite_model(body, route.model)
+        exchange.attempt_began = plane.clock()
+        upstream: Upstream | None = None
+        status: int | None = None
+        failure: str | None = None
+        try:
+            call = self._call(exchange, route, body)
+            exchange.limit(limits.first_byte_s if endpoint.patient else limits.first_byte_other_s, BackendTimeout)
+            transport = plane.transport(backend)
+            try:
+                upstream = await transport.open(backend, call, limits.connect_s)
+                exchange.sent_at = plane.clock()
+                answer = await upstream.answer()
+            except ConnectionStale:
+                # The server closed a kept connection just as we used it, and no byte of an answer came: asked once
+                # more on a fresh one (reads only: writes never use kept connections). Not the server's failure.
+                if upstream is not None:
+                    upstream.close()
+                call = self._call(exchange, route, body, fresh=True)
+                upstream = await transport.open(backend, call, limits.connect_s)
+                exchange.sent_at = plane.clock()
+                answer = await upstream.answer()
+            status = answer.status
+            plane.trips.answered(backend, status, answer.headers)
+            if status in _MAY_BE_PASSED_ON:
+                await self._consider(exchange, operation, upstream, answer, failures, last=last)
+            await self._commit(exchange, operation, upstream, answer)
+        except BackendError as error:
+            failure = error.code
+            if not isinstance(error, (ModelMissing, CannotServe)):
+                plane.trips.failed(backend, error)
+            raise
+        except asyncio.CancelledError:
+            interruption = exchange.interruption
+            failure = interruption.code if interruption is not None else "aborted"
+            if isinstance(interruption, BackendError):
+                plane.trips.failed(backend, interruption)
+            raise
+        finally:
+            if upstream is not None:
+                upstream.close()
+            exchange.close_attempt(plane.clock(), status, failure)
+
+    async def _consider(
+        self,
+        exchange: Exchange,
+        operation: Operation,
+        upstream: Upstream,
+        answer: Answer,
+        failures: list[FleetError],
+        *,
+        last: bool,
+    ) -> None:
+        """Whether this refusal should be answered by asking somebody else: raises ModelMissing or CannotServe then."""
+        endpoint = operation.endpoint
+        if not endpoint.read:
+            return
+        if answer.status == 404:
+            if operation.model is None or (last and not failures):
+                return
+            body = await self._whole(exchange, upstream, answer)
+            if dialect_errors.is_model_missing(body):
+                raise ModelMissing(operation.model)
+            return
+        if not last and not any(isinstance(failure, CannotServe) for failure in failures):
+            raise CannotServe(answer.status)
+
+    async def _whole(self, exchange: Exchange, upstream: Upstream, answer: Answer) -> bytes:
+        """The (short) body of a refusal; it is kept for the caller in `answer.body`."""
+        if not answer.complete:
+            answer.body, complete = await upstream.read(REFUSAL_BYTES)
+            answer.complete = complete
+        elif answer.body is None:
+            answer.body = upstream.take()
+        return answer.body
+
+    def _call(self, exchange: Exchange, route: Route, body: bytes | None, *, fresh: bool = False) -> Call:
+        backend = exchange.snapshot.table.backends[route.backend].backend
+        head = exchange.head
+        endpoint = exchange.endpoint
+        query: bytes = exchange.scope["query_string"]
+        target = exchange.raw_path
+        if backend.path_prefix:
+            target = backend.path_prefix.encode() + target
+        if query:
+            target = target + b"?" + query
+        credentials = exchange.credentials
+        if backend.api_key is not None:
+            credentials = b"authorization: Bearer %b\r\n" % backend.api_key.encode()
+        lines = b"%b%bx-request-id: %b\r\nvia: %b\r\nx-forwarded-for: %b\r\n" % (
+            head.lines,
+            credentials,
+            exchange.request_id.encode(),
+            self._plane.via,
+            (exchange.remote_ip or "unknown").encode(),
+        )
+        return Call(
+            method=exchange.method.encode(),
+            target=target,
+            header_lines=lines,
+            body=body,
+            content_length=head.content_length if body is None else None,
+            fresh=fresh or not endpoint.read,
+        )
+
+    # --- the answer ----------------------------------------------------------------------------------------------
+
+    async def _commit(self, exchange: Exchange, operation: Operation, upstream: Upstream, answer: Answer) -> None:
+        """Hand the answer over. From here on nothing is tried again."""
+        plane, limits, endpoint = self._plane, exchange.snapshot.limits, exchange.endpoint
+        status = answer.status
+        if exchange.started_by_us and (status != 200 or _EVENT_STREAM not in _content_type(answer.headers)):
+            text = dialect_errors.message_of(await self._whole(exchange, upstream, answer))
+            raise BackendRefused(text or f"The server answered {status}.")
+        headers = response_headers(answer.headers, backend_host=exchange.backend)
+        exchange.status = status
+        exchange.committed = True
+        streamed = status == 200 and operation.stream
+        tap = exchange.tap = Tap(endpoint, streamed)
+        clock_ms = (plane.clock() - exchange.started_at) * 1000
+        identifier = exchange.request_id.encode()
+        headers += self.explain_headers(exchange)
+        headers.append((b"x-request-id", identifier))
+        headers.append((b"request-id", identifier))
+        headers.append((b"server-timing", b"queue;dur=%.1f, upstream;dur=%.1f" % (exchange.queue_s * 1000, clock_ms)))
+        send = exchange.send
+        if answer.complete and not exchange.started_by_us and not (streamed and endpoint.marker_stream):
+            body = upstream.take() if answer.body is None else answer.body
+            tap.see(body)
+            exchange.first_byte_at = plane.clock()
+            exchange.bytes_out = len(body)
+            exchange.chunks_out = 1
+            if exchange.method != "HEAD" and status not in (204, 304):
+                headers.append((b"content-length", b"%d" % len(body)))
+            elif answer.content_length is not None:
+                headers.append((b"content-length", b"%d" % answer.content_length))
+            plane.recorder.put(exchange)
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+            return
+        if answer.content_length is not None and not exchange.started_by_us:
+            headers.append((b"content-length", b"%d" % answer.content_length))
+        if not exchange.started_by_us:
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            if not answer.complete and not upstream.has_bytes():
+                # The head goes out now, not with the first token.
+                await send({"type": "http.response.body", "body": b"", "more_body": True})
+        pump = Pump(
+            exchange,
+            upstream,
+            tap,
+            loop=plane.loop,
+            clock=plane.clock,
+            marked=streamed and endpoint.marker_stream is not None,
+            record=plane.recorder.put,
+            error_event=lambda error: self.error_event(exchange, error),
+        )
+        exchange.limit(limits.stream_idle_s, BackendStalled)
+        upstream.pipe(pump)
+        if not await pump.done:
+            failure = exchange.error or BackendLost.code
+            plane.trips.failed(exchange.backend, BackendLost())
+            plane.counters[f"truncated:{failure}"] += 1
+
+    async def _feed(self, exchange: Exchange, upstream: Upstream, answering: asyncio.Future[Answer]) -> None:
+        """Send the caller's body on as it comes, until it ends or the backend has answered without waiting for it."""
+        exchange.limit(exchange.snapshot.limits.body_idle_s, BodyTimeout)
+        async for piece in pieces_of(exchange.receive):
+            exchange.progress += 1
+            exchange.bytes_in += len(piece)
+            if answering.done():
+                return
+            drained = upstream.write(piece)
+            if drained is not None:
+                await asyncio.wait({drained, answering}, return_when=asyncio.FIRST_COMPLETED)
+        upstream.write_end()
+
+
+def _content_type(headers: Headers) -> bytes:
+    for name, value in headers:
+        if name == b"content-type":
+            return value
+    return b""

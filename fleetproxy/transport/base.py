@@ -7,6 +7,7 @@ read is the object handed on.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 import msgspec
@@ -22,7 +23,7 @@ class Call(msgspec.Struct, kw_only=True, frozen=True):
     method: bytes
     #: Path and query in origin form, with the backend's prefix: b"/api/chat".
     target: bytes
-    #: End-to-end headers ready to send, as wire lines (b"name: value\\r\\n" joined); no Host, no framing, no Connection.
+    #: End-to-end headers ready to send, as wire lines (b"name: value\\r\\n" joined); no Host, framing or Connection.
     header_lines: bytes
     #: The whole body; None when `stream` feeds it.
     body: bytes | None = b""
@@ -30,12 +31,14 @@ class Call(msgspec.Struct, kw_only=True, frozen=True):
     content_length: int | None = None
     #: Never reuse a kept-alive connection: whether a stale one was read cannot be proved (writes).
     fresh: bool = False
+    #: Host header to send instead of the backend's own.
+    host: bytes | None = None
 
 
 class Answer:
     """Head of a backend's answer. `headers` are as received, names lower-cased, framing and all."""
 
-    __slots__ = ("complete", "content_length", "headers", "status")
+    __slots__ = ("body", "complete", "content_length", "headers", "status")
 
     def __init__(self, status: int, headers: Headers, content_length: int | None) -> None:
         self.status = status
@@ -44,6 +47,8 @@ class Answer:
         self.content_length = content_length
         #: The body is already here, whole.
         self.complete = False
+        #: Set by whoever read the body to decide something: it is taken from here then.
+        self.body: bytes | None = None
 
 
 class Sink(Protocol):
@@ -68,8 +73,14 @@ class Upstream(Protocol):
     def pipe(self, sink: Sink) -> None:
         """Push the rest of the body into the sink, starting with bytes already here."""
 
-    async def write(self, piece: bytes) -> None:
-        """Send a piece of a streamed body; waits while the backend does not read."""
+    def has_bytes(self) -> bool:
+        """Body bytes are waiting to be taken."""
+
+    async def read(self, limit_bytes: int) -> tuple[bytes, bool]:
+        """A short body, whole: the bytes and whether it ended cleanly within the limit."""
+
+    def write(self, piece: bytes) -> asyncio.Future[None] | None:
+        """Send a piece of a streamed body; a future to wait for when the backend does not read."""
 
     def write_end(self) -> None:
         """The streamed body is complete."""

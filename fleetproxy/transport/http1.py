@@ -100,7 +100,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             raise ConnectFailed
-        host = self._pool.host_line
+        host = self._pool.host_line if call.host is None else b"host: %b\r\n" % call.host
         body = call.body
         if body is None:
             length = call.content_length
@@ -146,16 +146,24 @@ class Connection(asyncio.Protocol):
         elif self._transport is not None and self._sink is not None:
             self._transport.resume_reading()
 
-    async def write(self, piece: bytes) -> None:
+    def has_bytes(self) -> bool:
+        return bool(self._pieces)
+
+    async def read(self, limit_bytes: int) -> tuple[bytes, bool]:
+        gathered = Gathered(self._pool.loop, limit_bytes)
+        self.pipe(gathered)
+        complete = await gathered.done
+        return bytes(gathered.data), complete
+
+    def write(self, piece: bytes) -> asyncio.Future[None] | None:
         transport = self._transport
         if transport is None or self._error is not None:
-            raise self._error or BackendReset()
+            return None  # the answer, or the failure, is waiting to be read
         if self._chunked_out:
             transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
         else:
             transport.write(piece)
-        if self._drain is not None:
-            await self._drain
+        return self._drain
 
     def write_end(self) -> None:
         if self._chunked_out and self._transport is not None:
@@ -373,6 +381,28 @@ def _cause(error: BaseException, answered: bool) -> Exception:
 def _retrieved(future: asyncio.Future[None]) -> None:
     if not future.cancelled():
         future.exception()
+
+
+class Gathered:
+    """A sink that keeps a short body. `done`: True at a clean end, False when it broke or grew past the limit."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit_bytes: int) -> None:
+        self.data = bytearray()
+        self.done: asyncio.Future[bool] = loop.create_future()
+        self._limit_bytes = limit_bytes
+
+    def piece(self, data: bytes, last: bool) -> None:
+        if self.done.done():
+            return
+        self.data += data
+        if len(self.data) > self._limit_bytes:
+            self.done.set_result(False)
+        elif last:
+            self.done.set_result(True)
+
+    def broken(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_result(False)
 
 
 class Pool:

@@ -1,0 +1,186 @@
+"""The ASGI app of the public port: the gate, then whose path it is, then the handler. Litestar holds the same handlers.
+
+A dict in front of the router calls the hot handlers directly: an explicit `@asgi` route costs 18 us a request, the dict
+one (docs/adr). Decisions are made on `raw_path`, so no spelling the router would equate (`//`, `%31`) authorises anything.
+"""
+
+from __future__ import annotations
+
+from litestar import Litestar, asgi
+from litestar.types import ASGIApp
+
+from fleetproxy.core import access
+from fleetproxy.core.backend import Dialect
+from fleetproxy.core.operation import Endpoint
+from fleetproxy.errors import FleetError, HostRefused, MethodRefused, OriginRefused, PathUnknown
+from fleetproxy.families import registry
+from fleetproxy.listen import App, Receive, Scope, Send
+from fleetproxy.proxy import answers, gate
+from fleetproxy.proxy.handler import Handler
+from fleetproxy.proxy.passage import Passage
+from fleetproxy.proxy.plane import Plane
+from fleetproxy.wire.head import Head
+
+_HEALTH = frozenset({b"/healthz", b"/livez", b"/readyz", b"/health"})
+_READS = frozenset({"GET", "HEAD"})
+CONTROL = Endpoint(name="control", methods=(), path="(control)", family="control", shape="local")
+
+
+def build(plane: Plane, passage: Passage) -> App:
+    """The app of one proxy process."""
+    front = Front(plane, Handler(plane), passage)
+    router = Litestar(
+        route_handlers=[asgi("/", is_mount=True)(_as_handler(front.dispatch))],
+        openapi_config=None,
+        logging_config=None,
+        debug=False,
+    )
+    front.router = router
+    return front
+
+
+class Front:
+    """The first code of ours a request meets."""
+
+    router: Litestar
+
+    def __init__(self, plane: Plane, handler: Handler, passage: Passage) -> None:
+        self._plane = plane
+        self._handler = handler
+        self._passage = passage
+        #: (method, raw path) of literal endpoints: straight to the handler.
+        self._hot: dict[tuple[str, bytes], Endpoint] = {
+            (method, endpoint.path.encode()): endpoint
+            for endpoint in registry.literal_endpoints()
+            if endpoint.shape == "relay"
+            for method in endpoint.methods
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._socket(scope, receive, send)
+            return
+        try:
+            head = gate.check(scope)
+            endpoint = self._hot.get((scope["method"], scope["raw_path"]))
+            if endpoint is not None and b"origin" not in head.own:
+                self._check_host(head)
+                await self._handler.handle(scope, receive, send, endpoint, head)
+                return
+            gate.check_path(scope["raw_path"])
+            self._check_host(head)
+        except FleetError as error:
+            plane = self._plane
+            plane.counters[f"gate_refused:{error.code}"] += 1
+            await answers.refuse(
+                send,
+                _dialect(scope["raw_path"]),
+                error,
+                plane.request_id(plane.wall_us()),
+                head_only=scope["method"] == "HEAD",
+            )
+            return
+        scope["fleet.head"] = head
+        await self.router(scope, receive, send)  # type: ignore[arg-type]
+
+    async def dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Everything that is not a hot path on a plain request."""
+        plane = self._plane
+        head: Head = scope["fleet.head"]
+        raw_path: bytes = scope["raw_path"]
+        method: str = scope["method"]
+        snapshot = plane.snapshot
+        cors = access.cors(method, head.own, snapshot.access.origins)
+        if cors is not None:
+            if cors.preflight:
+                await answers.respond(send, 204, list(cors.headers), b"")
+                return
+            if cors.headers:
+                send = _with_headers(send, list(cors.headers))
+        try:
+            if cors is not None and not cors.allowed and gate.owner(raw_path, snapshot.access) != "control":
+                raise OriginRefused
+            if raw_path in _HEALTH:
+                self._only(method, _READS)
+                status, body = answers.health(
+                    raw_path, snapshot, draining=plane.draining, hub=plane.hub_connected()
+                )
+                await answers.respond(send, status, [answers.JSON], body, head_only=method == "HEAD")
+                return
+            match gate.owner(raw_path, snapshot.access):
+                case "root":
+                    self._only(method, _READS)
+                    text = (b"content-type", b"text/plain; charset=utf-8")
+                    await answers.respond(send, 200, [text], b"Ollama is running", head_only=method == "HEAD")
+                case "control":
+                    await self._to_control(scope, receive, send, head)
+                case "backend" | "family":
+                    endpoint = registry.find(method, raw_path.decode("latin-1"))
+                    if endpoint is None:
+                        raise PathUnknown
+                    await self._handler.handle(scope, receive, send, endpoint, head)
+                case _:
+                    raise PathUnknown
+        except FleetError as error:
+            plane.counters[f"refused:{error.code}"] += 1
+            await answers.refuse(
+                send,
+                _dialect(raw_path),
+                error,
+                plane.request_id(plane.wall_us()),
+                head_only=method == "HEAD",
+                draining=plane.draining,
+            )
+
+    async def _to_control(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:
+        plane = self._plane
+        exchange = plane.begin(scope, receive, send, CONTROL, head)
+        plane.counters["control_requests"] += 1
+        try:
+            await self._passage.carry(exchange, scope, receive, send, head)
+        except FleetError as error:
+            if not exchange.committed:
+                await answers.refuse(send, "ollama", error, exchange.request_id, head_only=exchange.method == "HEAD")
+        finally:
+            exchange.recorded = True
+            plane.end(exchange)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """WebSockets: no path of the main surface takes one."""
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+
+    def _check_host(self, head: Head) -> None:
+        if not self._plane.host_allowed(head.own.get(b"host", b"")):
+            raise HostRefused
+
+    @staticmethod
+    def _only(method: str, allowed: frozenset[str]) -> None:
+        if method not in allowed:
+            raise MethodRefused(allow=", ".join(sorted(allowed)))
+
+
+def _dialect(raw_path: bytes) -> Dialect:
+    if raw_path.startswith(b"/v1/messages"):
+        return "anthropic"
+    return "openai" if raw_path.startswith((b"/v1/", b"/api/llm/", b"/api/asr/")) else "ollama"
+
+
+def _with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:
+    """The same `send`, adding headers to the response head. Not async: pieces must start when called."""
+
+    def extended(message: dict[str, object]) -> object:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *headers]  # type: ignore[misc]
+        return send(message)
+
+    return extended  # type: ignore[return-value]
+
+
+def _as_handler(app: App) -> ASGIApp:
+    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    handler.__annotations__ = {"scope": "Scope", "receive": "Receive", "send": "Send", "return": None}
+    return handler  # type: ignore[return-value]
