@@ -163,6 +163,18 @@ class RateLimited(ClientError):
     status, code, retry_after_s = 429, "rate_limited", 1.0
 
 
+class BadQuery(ClientError):
+    """The query is not one SELECT or EXPLAIN that can be answered."""
+
+    code = "bad_query"
+
+
+class QueryLimit(ClientError):
+    """Too many queries run at once; try again shortly."""
+
+    status, code, retry_after_s = 429, "too_many_queries", 1.0
+
+
 class ClientGone(ClientError):
     """The caller left before the answer was complete."""
 
@@ -235,6 +247,12 @@ class StoreUnavailable(ProxyError):
     """The store is restarting; try again shortly."""
 
     code, retry_after_s = "store_unavailable", 1.0
+
+
+class QueryTimeout(ProxyError):
+    """The query took longer than `analytics.query_timeout_s` and was stopped; ask for a shorter time or fewer rows."""
+
+    status, code = 504, "query_timeout"
 
 
 class LoopDetected(ProxyError):
