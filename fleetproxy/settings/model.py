@@ -15,7 +15,7 @@ from msgspec import Meta
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 #: Never shown: masked in every repr, in `config show` and in the log. Readable from a file through `<NAME>_FILE`.
 Secret = Annotated[str, Meta(min_length=1, extra={"secret": True})]
 
@@ -62,7 +62,7 @@ def _is_secret(annotation: Any) -> bool:
     return any(part is Secret for part in getattr(annotation, "__args__", ()))
 
 
-class Server(Section):
+class Server(Section, frozen=True, kw_only=True):
     """One inference server of the fleet."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -72,7 +72,8 @@ class Server(Section):
     kind: Literal["ollama", "openai"] = "ollama"
     #: Bearer token sent to this server.
     api_key: Secret | None = None
-    vram_gb: float | None = None
+    #: Video memory in GiB; absent: not known, such a server is tried last for a model nobody lists.
+    vram_gb: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
     max_concurrent: Positive | None = None
     embedding_batch_size: Positive | None = None
     http2: bool = False
@@ -85,11 +86,11 @@ class Server(Section):
     metrics_port: Port | None = None
 
 
-class Key(Section):
+class Key(Section, frozen=True, kw_only=True):
     """An API key from the configuration file."""
 
     #: Shown as the user in records.
-    name: str
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
     #: The key itself, or `sha256:<hex>`.
     key: Secret
     max_in_flight: Positive | None = None
@@ -98,14 +99,14 @@ class Key(Section):
     models: tuple[str, ...] | None = None
 
 
-class Tls(Section):
+class Tls(Section, frozen=True, kw_only=True):
     """TLS on the public port."""
 
     cert: str | None = None
     key: str | None = None
 
 
-class Auth(Section):
+class Auth(Section, frozen=True, kw_only=True):
     #: "open": keys identify; "required": strangers get 401. A non-loopback bind turns it to "required" unless open.
     proxy: Literal["open", "required"] | None = None
     #: One static principal valid on every surface; guards /api/{llm,asr}, state and transfer.
@@ -125,12 +126,12 @@ class Auth(Section):
     strict_client_key: bool = True
 
 
-class Cors(Section):
+class Cors(Section, frozen=True, kw_only=True):
     #: Besides Ollama's built-in origins (localhost, app://, ...); "*" allows all.
     origins: tuple[str, ...] = ()
 
 
-class Routing(Section):
+class Routing(Section, frozen=True, kw_only=True):
     aliases: dict[str, str] = {}
     #: Route unknown or offline pins as if not pinned, and say so in `x-fleet-pin`.
     pin_fallback: bool = False
@@ -146,7 +147,7 @@ class Routing(Section):
     source_names: dict[str, str] = {}
 
 
-class Limits(Section):
+class Limits(Section, frozen=True, kw_only=True):
     body_bytes: Positive = 128 * 1024 * 1024
     buffered_bytes: Positive = 512 * 1024 * 1024
     #: Connections one proxy process accepts.
@@ -155,55 +156,65 @@ class Limits(Section):
     poll_body_bytes: Positive = 8 * 1024 * 1024
 
 
-class Timeouts(Section):
+class Timeouts(Section, frozen=True, kw_only=True):
     connect_s: Seconds = 3.0
     first_byte_s: Seconds = 600.0
     first_byte_other_s: Seconds = 10.0
     stream_idle_s: Seconds = 120.0
     body_idle_s: Seconds = 30.0
     write_stall_s: Seconds = 120.0
-    drain_s: Seconds = 30.0
+    #: How long open requests may go on after SIGTERM; 0 ends them at once.
+    drain_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 30.0
 
 
-class Poll(Section):
+class Poll(Section, frozen=True, kw_only=True):
     interval_s: Seconds = 10.0
     timeout_s: Seconds = 5.0
     offline_threshold: Positive = 3
     online_threshold: Positive = 2
 
 
-class Queue(Section):
+class Queue(Section, frozen=True, kw_only=True):
     #: Requests that may wait in line, all servers together; 0 switches waiting off.
     size: Annotated[int, Meta(ge=0)] = 512
     wait_s: Seconds = 300.0
 
 
-class Metrics(Section):
+class Metrics(Section, frozen=True, kw_only=True):
     #: host:port of a separate metrics address; the public port's /metrics is 404 then.
     listen: str | None = None
+    #: Series on /metrics; what does not fit is counted under `other`.
+    max_series: Annotated[int, Meta(ge=500)] = 2000
 
 
-class Dashboard(Section):
+class Dashboard(Section, frozen=True, kw_only=True):
     #: host:port of a separate dashboard address.
     listen: str | None = None
     on_public_port: bool = True
 
 
-class Hub(Section):
+class Hub(Section, frozen=True, kw_only=True):
     #: host:port where workers may dial in directly.
     listen: str | None = None
     #: Past this much resident memory the hub is started anew; workers reconnect.
     memory_bytes: Positive = 1024 * 1024 * 1024
 
 
-class Analytics(Section):
+class Analytics(Section, frozen=True, kw_only=True):
+    #: Rows older than this are deleted.
     retention_days: Positive = 90
+    #: The same for `metric_samples`.
+    samples_days: Positive = 14
     #: DuckDB's memory limit.
-    memory_bytes: Positive = 1024 * 1024 * 1024
+    memory_bytes: Annotated[int, Meta(ge=64 * 1024 * 1024)] = 1024 * 1024 * 1024
     query_timeout_s: Seconds = 10.0
+    #: Rows one SQL query may return.
+    query_rows: Positive = 10_000
+    #: Rows waiting on disk while the store cannot be used; beyond it the oldest are dropped, and counted.
+    spool_bytes: Positive = 1024 * 1024 * 1024
 
 
-class Telegram(Section):
+class Telegram(Section, frozen=True, kw_only=True):
     """Where the fleet's own alerts go; users add their own chats in the dashboard."""
 
     bot_token: Secret | None = None
@@ -213,7 +224,7 @@ class Telegram(Section):
     mute_model_not_found: bool = False
 
 
-class Wan(Section):
+class Wan(Section, frozen=True, kw_only=True):
     """Is the internet reachable? While it is not, "server offline" alerts wait: our own line may be the cause."""
 
     interval_s: Seconds = 60.0
@@ -222,7 +233,7 @@ class Wan(Section):
     targets: tuple[str, ...] = ("1.1.1.1:443", "8.8.8.8:53")
 
 
-class Discovery(Section):
+class Discovery(Section, frozen=True, kw_only=True):
     """Where scheduled jobs and models are looked up."""
 
     #: Path of the Docker Engine's socket; absent: containers are not looked at.
@@ -234,12 +245,12 @@ class Discovery(Section):
     plugins_dir: str | None = None
 
 
-class Log(Section):
+class Log(Section, frozen=True, kw_only=True):
     level: Literal["all", "debug", "info", "warn", "warning", "error", "fatal", "none"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
 
 
-class Settings(Section):
+class Settings(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 11434
     #: Proxy processes.
