@@ -30,6 +30,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     write: bool = False
     #: The body carries a model name.
     has_model: bool = False
+    #: How a server is chosen: by the model's tiers; where the caller's blobs are; where there is room.
+    placement: Literal["model", "affinity", "space"] = "model"
     #: Takes a slot of `max_concurrent`.
     generates: bool = False
     #: `stream` when the body does not say.
