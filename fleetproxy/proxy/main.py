@@ -131,7 +131,6 @@ def _hold(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     def ended(done: asyncio.Task[None]) -> None:
         if not done.cancelled() and done.exception() is not None:
             _log.error("a background part failed", exc_info=done.exception())
-            log.flush()
             os._exit(1)
 
     task.add_done_callback(ended)
