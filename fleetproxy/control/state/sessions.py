@@ -66,7 +66,7 @@ def end(session: Session, token: str) -> None:
     session.execute(delete(SessionRow).where(SessionRow.token_hash == token_hash(token)))
 
 
-def used_from(session: Session, user_id: int, address: str, now: datetime) -> bool:
+def used_from(session: Session, user_id: int, address: str, now: datetime, /) -> bool:
     """Whether this user has a session in force from that address: guesses elsewhere must not lock them out there."""
     return (
         session.scalar(

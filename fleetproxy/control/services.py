@@ -1,0 +1,207 @@
+"""What the handlers of the dashboard API work with, made once per control process.
+
+    services = await Services.open(data=..., runtime=..., settings=..., fleet=..., records=..., caller=...)
+    app = Litestar(routes.HANDLERS + [...], guards=[services.guard], state=State({"services": services}))
+    running = asyncio.create_task(services.run(stop));  ...;  await services.close()
+
+The publisher asks `principals()` and `server_entries()` for what the API has added, and registers the configured
+servers with `register_servers()`; `store.on_change(callback)` tells it when to ask again (after any change: compare).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import argon2
+from litestar import Request
+
+from fleetproxy import log
+from fleetproxy.control.api.guard import Guard
+from fleetproxy.control.passwords import Hasher, Throttle
+from fleetproxy.control.ports import Caller, FleetPort, RecordsPort
+from fleetproxy.control.state import Store, keys, servers, sessions, upgrade, users
+from fleetproxy.control.state.servers import ServerEntry
+from fleetproxy.core.password_policy import password_fault, username_fault
+from fleetproxy.core.table import Principal
+from fleetproxy.errors import Conflict
+from fleetproxy.settings import Settings
+
+_log = log.get("control")
+
+#: In the runtime folder, readable by our own user alone: lets the command line in through control.sock.
+LOCAL_KEY_FILE = "local.key"
+#: In the data folder: an administrator existed once, so an empty state has been lost, not newly made.
+CLAIMED_FILE = "state.claimed"
+HOUSEKEEPING_S = 3600.0
+
+
+def wall_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+class Services:
+    """The operational half of control. Made by `open`; ends with `close`."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        data: Path,
+        settings: Callable[[], Settings],
+        fleet: FleetPort,
+        records: RecordsPort,
+        caller: Caller,
+        local_key: str | None = None,
+        now: Callable[[], datetime] = wall_clock,
+        monotonic: Callable[[], float] = time.monotonic,
+        hashing_cost: argon2.PasswordHasher | None = None,
+    ) -> None:
+        self.store = store
+        self.data = data
+        self.settings = settings
+        self.fleet = fleet
+        self.records = records
+        self.caller = caller
+        self.now = now
+        self.monotonic = monotonic
+        self.hasher = Hasher(hashing_cost)
+        self.throttle = Throttle()
+        self.guard = Guard(store, settings, now, local_key)
+        self.setup_lock = asyncio.Lock()
+        #: Needed for the first administrator from anywhere but this machine; None once there is one.
+        self.setup_token: str | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        data: Path,
+        runtime: Path,
+        settings: Callable[[], Settings],
+        fleet: FleetPort,
+        records: RecordsPort,
+        caller: Caller,
+    ) -> Services:
+        """Open (create, migrate, repair) the state in the data folder and make everything that stands on it.
+
+        Raises StoreBroken or StoreNewer with a sentence for the operator.
+        """
+        store = await Store.open(data / "state.db")
+        if store.restored_from is not None:
+            _log.error("state.db was damaged and set aside; restored from %s", store.restored_from)
+        services = cls(
+            store,
+            data=data,
+            settings=settings,
+            fleet=fleet,
+            records=records,
+            caller=caller,
+            local_key=_write_local_key(runtime),
+        )
+        await services.first_administrator()
+        return services
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Housekeeping until `stop`: ended sessions go, a copy of the state is made each day."""
+        while not stop.is_set():
+            try:
+                await self.store.write(sessions.sweep, self.now())
+                if self.store.path is not None:
+                    await asyncio.to_thread(upgrade.daily_copy, self.store.path, self.now())
+            except Exception:
+                _log.exception("housekeeping of the state failed; it is tried again in an hour")
+            try:
+                await asyncio.wait_for(stop.wait(), HOUSEKEEPING_S)
+            except TimeoutError:
+                pass
+
+    async def close(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.hasher.close()
+        await self.store.close()
+
+    def spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
+        """Run a coroutine beside the calls; it ends with control at the latest."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    # --- for the publisher ---------------------------------------------------------------------------------------
+
+    async def principals(self) -> dict[bytes, Principal]:
+        """SHA-256 of each API key in force -> whom it stands for."""
+        return await self.store.read(keys.principals, self.now())
+
+    async def register_servers(self, names: Iterable[str]) -> dict[str, int]:
+        """The numbers of the configured servers, the same at every start: name -> id."""
+        return await self.store.write(servers.register, tuple(names), self.now())
+
+    async def server_entries(self) -> list[ServerEntry]:
+        """Every server of the fleet: number, origin, maintenance and draining; whole when added through the API."""
+        return await self.store.read(servers.entries)
+
+    # --- the first administrator ---------------------------------------------------------------------------------
+
+    async def first_administrator(self) -> None:
+        """While there are no users: make the configured administrator, or a token for the setup page."""
+        if await self.store.read(users.any_exist):
+            self.claim()
+            return
+        auth = self.settings().auth
+        if auth.admin_username and auth.admin_password:
+            fault = username_fault(auth.admin_username) or password_fault(auth.admin_password, auth.admin_username)
+            if fault is None:
+                password_hash = await self.hasher.hash(auth.admin_password)
+                try:
+                    await self.store.write(users.create_first, auth.admin_username, password_hash, self.now())
+                except Conflict:
+                    pass  # another process was quicker
+                self.claim()
+                _log.info("administrator %s made from the settings", users.canonical_username(auth.admin_username))
+                return
+            _log.error("no administrator made from auth.admin_username and auth.admin_password: %s", fault)
+        self.setup_token = secrets.token_urlsafe(18)
+        _log.warning(
+            "no users yet: make the first administrator at /setup; from another machine with this token: %s",
+            self.setup_token,
+        )
+
+    @property
+    def claimed(self) -> bool:
+        """An administrator existed in this data folder once."""
+        return (self.data / CLAIMED_FILE).exists()
+
+    def claim(self) -> None:
+        self.setup_token = None
+        (self.data / CLAIMED_FILE).touch(mode=0o600)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s failed: %r", task.get_name(), task.exception())
+
+
+def services_of(request: Request[Any, Any, Any]) -> Services:
+    services = request.app.state["services"]
+    assert isinstance(services, Services)
+    return services
+
+
+def _write_local_key(runtime: Path) -> str:
+    """A new key for the command line, in a file only our own user reads."""
+    key = secrets.token_hex(32)
+    path = runtime / LOCAL_KEY_FILE
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(key)
+    return key
