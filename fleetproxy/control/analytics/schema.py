@@ -1,14 +1,16 @@
-"""The tables of the store, once: columns, types, meaning. DDL, loading SQL, comments in the file and docs come from here.
+"""The tables of the store: columns, types, meaning. DDL, loading SQL, comments in the file and docs come from here.
 
 Rules users may lean on: times are TIMESTAMP in UTC; units are in the names (`_ms`, `_bytes`, `_percent`); columns are
 added, never renamed or given another meaning, inside a major version. NULL means "not known" or "does not apply".
 """
 
+# ruff: noqa: S608  (SQL here is made of our own tables' names)
+
 from __future__ import annotations
 
 import msgspec
 
-#: Raised by every change below; `database.py` adds missing tables and columns by itself and runs MIGRATIONS for the rest.
+#: Raised by every change below: `database.py` adds missing tables and columns, and runs MIGRATIONS for the rest.
 SCHEMA_VERSION = 1
 
 #: Statements that `CREATE`/`ADD COLUMN` cannot express: version reached -> statements, each version one transaction.
@@ -111,8 +113,8 @@ REQUESTS = Table(
         Column("retries", "INTEGER", "Attempts after the first."),
         Column("streamed", "BOOLEAN", "The caller asked for a stream."),
         Column("queue_ms", "DOUBLE", "Time spent waiting in line for a busy server."),
-        Column("ttft_ms", "DOUBLE", "Until the first byte of the answer was handed to the caller (time to first token)."),
-        Column("overhead_ms", "DOUBLE", "The proxy's own share: until the backend had the request, less waiting in line."),
+        Column("ttft_ms", "DOUBLE", "Until the caller was handed the first byte of the answer (time to first token)."),
+        Column("overhead_ms", "DOUBLE", "Our own share: until the backend had the request, less waiting in line."),
         Column("total_ms", "DOUBLE", "Until the last byte of the answer."),
         Column("bytes_in", "BIGINT", "Body bytes received from the caller."),
         Column("bytes_out", "BIGINT", "Body bytes sent to the caller."),
@@ -260,8 +262,7 @@ META = Table(
 
 #: Tables that rows are loaded into, by the first word of their spool segments.
 SPOOLED: dict[str, Table] = {
-    table.name: table
-    for table in (REQUESTS, MODEL_EVENTS, SERVER_EVENTS, SYSTEM_METRICS, METRIC_SAMPLES, JOB_RUNS)
+    table.name: table for table in (REQUESTS, MODEL_EVENTS, SERVER_EVENTS, SYSTEM_METRICS, METRIC_SAMPLES, JOB_RUNS)
 }
 TABLES: tuple[Table, ...] = (
     REQUESTS, ATTEMPTS, MODEL_EVENTS, SERVER_EVENTS, SYSTEM_METRICS, METRIC_SAMPLES, JOB_RUNS, SEGMENTS, META,
@@ -274,9 +275,8 @@ FAILED = (
 
 #: Milliseconds spent writing the answer: as the backend says, else what the stream took after its first byte.
 GENERATION_MS = "CASE WHEN tokens_out > 0 THEN coalesce(eval_ms, CASE WHEN streamed THEN total_ms - ttft_ms END) END"
-TOKENS_PER_SECOND = (
-    f"round(1000 * sum(tokens_out) FILTER (({GENERATION_MS}) > 0) / sum({GENERATION_MS}) FILTER (({GENERATION_MS}) > 0), 2)"
-)
+_GENERATED = f"FILTER (({GENERATION_MS}) > 0)"
+TOKENS_PER_SECOND = f"round(1000 * sum(tokens_out) {_GENERATED} / sum({GENERATION_MS}) {_GENERATED}, 2)"
 
 VIEWS: tuple[View, ...] = (
     View(
@@ -302,8 +302,8 @@ FROM requests WHERE backend IS NOT NULL GROUP BY ALL ORDER BY hour DESC, request
     View(
         "v_slowest",
         "The 100 slowest requests of the last 24 hours.",
-        """SELECT started_at, request_id, source, model, backend, endpoint, status, outcome, total_ms, queue_ms, ttft_ms,
-       load_ms, tokens_in, tokens_out, retries
+        """SELECT started_at, request_id, source, model, backend, endpoint, status, outcome, total_ms, queue_ms,
+       ttft_ms, load_ms, tokens_in, tokens_out, retries
 FROM requests WHERE started_at >= (now() AT TIME ZONE 'UTC') - INTERVAL 24 HOUR
 ORDER BY total_ms DESC LIMIT 100""",
     ),
@@ -360,7 +360,7 @@ def load_statements(table: Table) -> tuple[str, ...]:
     columns = columns_from_spool(table)
     needed = " AND ".join(column.present for column in columns if column.name in table.required)
     statements = [
-        f"INSERT INTO {table.name} ({_names(columns)}) SELECT {', '.join(c.expression for c in columns)} "  # noqa: S608
+        f"INSERT INTO {table.name} ({_names(columns)}) SELECT {', '.join(c.expression for c in columns)} "
         f"FROM {_reader(columns)} WHERE {needed}"
     ]
     child = child_of(table)
@@ -369,7 +369,7 @@ def load_statements(table: Table) -> tuple[str, ...]:
         struct = f"STRUCT({', '.join(f'{column.name} {column.type}' for column in own)})[]"
         keys = tuple(column for column in columns if column.name in ("request_id", "started_at"))
         statements.append(
-            f"INSERT INTO {child.name} ({_names(child.columns)}) "  # noqa: S608
+            f"INSERT INTO {child.name} ({_names(child.columns)}) "
             f"SELECT request_id, started_at, n, {', '.join(f'item.{column.name}' for column in own)} FROM ("
             f"SELECT {', '.join(f'{column.expression} AS {column.name}' for column in keys)}, "
             f"unnest({child.nested}) AS item, generate_subscripts({child.nested}, 1) AS n "

@@ -1,0 +1,376 @@
+"""The store as the rest of control sees it: rows come in from the spool by themselves, questions are asked with `read`.
+
+One thread loads and forgets rows; a few others answer questions, each with a cursor of its own. None of them is the
+event loop's. When the file cannot be used, rows wait in the spool, questions get `StoreUnavailable`, and `status` says
+why; it is opened again by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+import msgspec
+
+from fleetproxy import log
+from fleetproxy.control.analytics import database
+from fleetproxy.control.analytics.database import StoreError, Trouble, judge
+from fleetproxy.control.analytics.ingest import Feed, Ingest
+from fleetproxy.control.analytics.journal import Journal
+from fleetproxy.control.analytics.retention import Retention
+from fleetproxy.errors import QueryLimit, QueryTimeout, StoreUnavailable
+from fleetproxy.settings import Analytics
+
+_log = log.get("store")
+
+#: How often the spool is looked at. Writers rotate each second, so a row is visible within two.
+LOOK_S = 0.5
+#: Questions answered at once, and how many more may wait.
+READERS = 4
+READERS_WAITING = 16
+#: A flush gives up on a long backlog after this; what is left comes with the next looks.
+FLUSH_S = 2.0
+BACK_OFF_MAX_S = 30.0
+#: How long after its time limit a question may take to notice.
+GRACE_S = 1.0
+_LEAVE_S = 5.0
+
+T = TypeVar("T")
+Work = Callable[[duckdb.DuckDBPyConnection], T]
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """How the store is. Shown on the health page and as metrics."""
+
+    ok: bool
+    #: One word, and the sentence for people; None when all is well.
+    trouble: Trouble | None
+    detail: str | None
+    backlog_segments: int
+    backlog_bytes: int
+    #: Seconds since the epoch of the last load; None before the first.
+    loaded_at_s: float | None
+    #: Damaged files set aside since start.
+    set_aside: tuple[str, ...]
+
+
+class Store:
+    """Owner of the analytics file. `run` it; `flush` before asking for the newest rows; `read` to ask."""
+
+    def __init__(
+        self,
+        path: Path,
+        spool: Path,
+        settings: Analytics,
+        *,
+        feed: Feed,
+        journal: Journal | None = None,
+        rotate: Callable[[], Awaitable[object]] | None = None,
+        wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = path
+        self.settings = settings
+        self.ingest = Ingest(spool, feed)
+        self.retention = Retention(settings)
+        #: Failures of the file, by trouble; questions answered, by result.
+        self.failures: Counter[Trouble] = Counter()
+        self.queries: Counter[str] = Counter()
+        #: Loads that were committed once and are no longer in the file.
+        self.lost_batches = 0
+        self._spool = spool
+        self._journal = journal
+        self._rotate = rotate
+        self._wall_us = wall_us
+        self._mark = path.with_suffix(".mark")
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._store_id = ""
+        self._trouble: StoreError | None = StoreError("unusable", "the store is starting")
+        self._failed_in_a_row = 0
+        self._retry_at_s = 0.0
+        self._loaded_at_s: float | None = None
+        self._set_aside: list[str] = []
+        self._loader = ThreadPoolExecutor(1, "store-load")
+        self._readers = ThreadPoolExecutor(READERS, "store-read")
+        self._reading: set[_Reading] = set()
+        self._reopen = False
+        #: What a question found unreadable.
+        self._damage: str | None = None
+        self._cursors = threading.Lock()
+        self._flushing = asyncio.Lock()
+        self._flush_began_s = 0.0
+        self.ingest.tidy()
+
+    @property
+    def status(self) -> Status:
+        trouble = self._trouble
+        return Status(
+            ok=trouble is None,
+            trouble=trouble.trouble if trouble else None,
+            detail=str(trouble) if trouble else self._damage,
+            backlog_segments=self.ingest.backlog_segments,
+            backlog_bytes=self.ingest.backlog_bytes,
+            loaded_at_s=self._loaded_at_s,
+            set_aside=tuple(self._set_aside),
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Load rows until `stop` is set; then load the rest of the spool and close the file."""
+        loop = asyncio.get_running_loop()
+        try:
+            while not stop.is_set():
+                if self._journal is not None:
+                    self._journal.rotate()
+                if not await loop.run_in_executor(self._loader, self._work):
+                    try:
+                        async with asyncio.timeout(LOOK_S):
+                            await stop.wait()
+                    except TimeoutError:
+                        pass
+            await self.flush(limit_s=60.0)
+        finally:
+            await asyncio.shield(loop.run_in_executor(self._loader, self._close))
+            self._loader.shutdown(wait=False)
+            self._readers.shutdown(wait=False, cancel_futures=True)
+
+    async def flush(self, limit_s: float = FLUSH_S) -> None:
+        """Have every process close its segment, and load what is there. Callers at the same time share one flush.
+
+        Never raises for the file's sake: whoever reads next is told.
+        """
+        loop = asyncio.get_running_loop()
+        asked_s = loop.time()
+        async with self._flushing:
+            if self._flush_began_s > asked_s:
+                return  # it began after we came: our rows are in
+            self._flush_began_s = began_s = loop.time()
+            if self._rotate is not None:
+                await self._rotate()
+            if self._journal is not None:
+                self._journal.rotate()
+            while await loop.run_in_executor(self._loader, self._work, True):
+                if loop.time() - began_s > limit_s:
+                    return
+
+    async def read(self, work: Work[T], *, timeout_s: float | None = None) -> T:
+        """Run `work` with a cursor, off the loop, in one read-only transaction.
+
+        Raises QueryTimeout, QueryLimit, StoreUnavailable; DuckDB's errors about the SQL itself go through.
+        """
+        if len(self._reading) >= READERS + READERS_WAITING:
+            self.queries["refused"] += 1
+            raise QueryLimit
+        loop = asyncio.get_running_loop()
+        reading = _Reading()
+        self._reading.add(reading)
+        limit_s = timeout_s or self.settings.query_timeout_s
+        timer = loop.call_later(limit_s, self._stop, reading, loop)
+        running = loop.run_in_executor(self._readers, self._read, reading, work)
+        running.add_done_callback(lambda future: self._ended(reading, future))
+        try:
+            done, _ = await asyncio.wait({running}, timeout=limit_s + GRACE_S)
+            if not done:
+                # Building one huge value cannot be interrupted: the caller need not wait for it.
+                raise duckdb.InterruptException("still running")
+            result = running.result()
+        except asyncio.CancelledError:
+            self._stop(reading, loop)
+            raise
+        except duckdb.InterruptException:
+            self.queries["timeout" if reading.stopped else "stopped"] += 1
+            if reading.stopped:
+                raise QueryTimeout from None
+            raise StoreUnavailable from None
+        except Exception:
+            self.queries["error"] += 1
+            raise
+        finally:
+            timer.cancel()
+        self.queries["ok"] += 1
+        return result
+
+    def _stop(self, reading: _Reading, loop: asyncio.AbstractEventLoop) -> None:
+        """Interrupt a question until it has ended: an interrupt between two statements is forgotten by DuckDB."""
+        if reading in self._reading:
+            reading.stopped = True
+            reading.interrupt()
+            loop.call_later(GRACE_S / 10, self._stop, reading, loop)
+
+    def _ended(self, reading: _Reading, future: asyncio.Future[T]) -> None:
+        self._reading.discard(reading)
+        if not future.cancelled():
+            future.exception()  # seen, also when nobody waits for it any more
+
+    # --- the loading thread ----------------------------------------------------------------------------------
+
+    def _work(self, at_once: bool = False) -> bool:
+        """One step of loading or forgetting. True when there is more to do right now."""
+        try:
+            if self._reopen:
+                self._close()
+            if time.monotonic() < self._retry_at_s and not at_once:
+                self.ingest.look()
+                return False
+            connection = self._connection or self._open()
+            before = self.ingest.batch
+            more = self.ingest.step(connection, self._wall_us())
+            self._recovered()
+            if self.ingest.batch != before:
+                self._loaded_at_s = self._wall_us() / 1e6
+                self._write_mark()
+            if more or at_once:
+                return more
+            return self.retention.step(connection, self._wall_us(), time.monotonic())
+        except (duckdb.Error, StoreError, OSError) as error:
+            self._fail(error)
+        except Exception as error:
+            _log.exception("loading rows failed unexpectedly")
+            self._fail(error)
+        return False
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        opened = database.open_store(self.path, self._spool, self.settings, self._wall_us())
+        self._connection = opened.connection
+        self._store_id = opened.store_id
+        self.ingest.batch = opened.batch
+        self._set_aside += [path.name for path in opened.set_aside]
+        self._damage = None
+        self._check_mark()
+        return opened.connection
+
+    def _recovered(self) -> None:
+        if self._trouble is not None:
+            if self._failed_in_a_row:
+                _log.info("the store works again")
+            self._trouble = None
+        self._failed_in_a_row = 0
+        self._retry_at_s = 0.0
+
+    def _fail(self, error: BaseException) -> None:
+        trouble = self._judge(error)
+        self.failures[trouble] += 1
+        self._failed_in_a_row += 1
+        wait_s = min(BACK_OFF_MAX_S, LOOK_S * 2 ** min(self._failed_in_a_row, 10))
+        self._retry_at_s = time.monotonic() + wait_s
+        text = str(error) if isinstance(error, StoreError) else database.advice(trouble, self.path, error)
+        if self._trouble is None or self._trouble.trouble != trouble or self._failed_in_a_row == 1:
+            _log.error("rows are not being stored, they wait in the spool: %s", text)
+        self._trouble = StoreError(trouble, text)
+        try:
+            if trouble in ("damaged", "invalidated"):
+                self._close()
+            if trouble == "damaged" and self.path.exists():
+                self._set_aside += [path.name for path in database.set_aside(self.path, self._wall_us(), error)]
+                self._retry_at_s = 0.0
+            self.ingest.look()
+            self.ingest.trim(self.settings.spool_bytes)
+        except (OSError, duckdb.Error) as further:
+            _log.error("the spool cannot be read: %s", further)
+
+    def _judge(self, error: BaseException) -> Trouble:
+        """As `judge`, but a short read counts as damage only when it is the file's own, not a segment's."""
+        trouble, text = judge(error), str(error)
+        return "failed" if trouble == "damaged" and "orrupt" not in text and str(self.path) not in text else trouble
+
+    def _close(self) -> None:
+        """Close the file. Questions under way are stopped first: a cursor of theirs would keep it open."""
+        connection, self._connection = self._connection, None
+        self._reopen = False
+        if connection is None:
+            return
+        deadline_s = time.monotonic() + _LEAVE_S
+        while time.monotonic() < deadline_s:
+            with self._cursors:
+                held = [reading for reading in tuple(self._reading) if reading.cursor is not None]
+            # No new one can begin: `_connection` is None.
+            if not held:
+                break
+            for reading in held:
+                reading.interrupt()
+            time.sleep(0.01)
+        try:
+            connection.close()
+        except duckdb.Error as error:
+            _log.warning("closing the store: %s", error)
+
+    # --- the mark: what was committed, told outside the file --------------------------------------------------
+
+    def _write_mark(self) -> None:
+        """DuckDB drops a damaged tail of its log without a word; the mark lets us notice that rows went with it."""
+        try:
+            self._mark.write_text(f"{self._store_id} {self.ingest.batch}\n")
+        except OSError:
+            pass  # a full disk: the mark stays behind, which claims too little, never too much
+
+    def _check_mark(self) -> None:
+        try:
+            store_id, batch = self._mark.read_text().split()
+        except (OSError, ValueError):
+            return
+        if store_id == self._store_id and batch.isdigit() and int(batch) > self.ingest.batch:
+            lost = int(batch) - self.ingest.batch
+            self.lost_batches += lost
+            _log.error("the last %d loads of rows are missing from the analytics file: its log was damaged", lost)
+            self.ingest.batch = int(batch)
+
+    # --- the reading threads ---------------------------------------------------------------------------------
+
+    def _read(self, reading: _Reading, work: Work[T]) -> T:
+        with self._cursors:
+            connection = self._connection
+            if connection is None:
+                raise StoreUnavailable(str(self._trouble) if self._trouble else "")
+            reading.start(connection.cursor())
+        cursor = reading.cursor
+        assert cursor is not None
+        try:
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+            return work(cursor)
+        except duckdb.Error as error:
+            trouble = self._judge(error)
+            if trouble == "invalidated":
+                self._reopen = True
+                raise StoreUnavailable from None
+            if trouble == "damaged":
+                # The rest of the file is still good: it is not set aside for one unreadable block.
+                self._damage = "a part of the analytics file is damaged: " + str(error).splitlines()[0]
+                _log.error("a question could not be answered: %s", self._damage)
+                raise StoreUnavailable("the rows asked for are in a damaged part of the analytics file") from None
+            raise
+        finally:
+            reading.end()
+
+
+class _Reading:
+    """One question, from its asking to its answer."""
+
+    def __init__(self) -> None:
+        self.cursor: duckdb.DuckDBPyConnection | None = None
+        #: Its time is over, or its asker has gone.
+        self.stopped = False
+        self._lock = threading.Lock()
+
+    def start(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        with self._lock:
+            if self.stopped:
+                cursor.close()
+                raise duckdb.InterruptException("stopped before it began")
+            self.cursor = cursor
+
+    def end(self) -> None:
+        with self._lock:
+            cursor, self.cursor = self.cursor, None
+        if cursor is not None:
+            cursor.close()
+
+    def interrupt(self) -> None:
+        with self._lock:
+            if self.cursor is not None:
+                self.cursor.interrupt()
