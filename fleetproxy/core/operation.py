@@ -30,6 +30,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     write: bool = False
     #: The body carries a model name.
     has_model: bool = False
+    #: Body fields that may carry it, the first filled one counts; the backend reads the very same.
+    model_keys: tuple[str, ...] = ("model",)
+    #: A body that is no JSON object is not our business: it goes through as it came, without a model.
+    lenient: bool = False
     #: How a server is chosen: by the model's tiers; where the caller's blobs are; where there is room.
     placement: Literal["model", "affinity", "space"] = "model"
     #: Takes a slot of `max_concurrent`.
@@ -61,3 +65,5 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     pin: str | None = None
     #: Where `blobs` and the `create` that follows meet: a stable key of the caller; None elsewhere.
     affinity: str | None = None
+    #: Canonical names of the models the caller may use, judged by the name finally served; None means all.
+    allowed: frozenset[str] | None = None

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fleetproxy.errors import BadJson, MissingBody
-from fleetproxy.wire.peek import inject, peek, rewrite_model
+from fleetproxy.wire.peek import inject, peek, peek_if_json, rewrite_model
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(-1e9, 1e9) | st.text(max_size=12)
 VALUES = st.recursive(
@@ -56,8 +56,10 @@ def test_garbage_raises_nothing_but_its_own_errors(body: bytes) -> None:
     try:
         seen = peek(body)
     except (BadJson, MissingBody):
+        assert peek_if_json(body) is None
         return
     assert set(seen.fields) == set(json.loads(body))
+    assert peek_if_json(body) == seen
 
 
 @given(bodies(), MODELS)
@@ -65,7 +67,7 @@ def test_rewriting_the_model_changes_its_value_and_no_other_byte(
     made: tuple[bytes, dict[str, Any]], model: str
 ) -> None:
     body, fields = made
-    changed = rewrite_model(body, peek(body), model)
+    changed = rewrite_model(body, model)
     assert json.loads(changed) == {**fields, "model": model}
     new = json.dumps(model, ensure_ascii=False).encode()
     assert any(
@@ -73,7 +75,7 @@ def test_rewriting_the_model_changes_its_value_and_no_other_byte(
         for at in range(len(changed))
         if changed.startswith(b'"', at)
     )
-    assert rewrite_model(changed, peek(changed), fields["model"]) == rewrite_model(body, peek(body), fields["model"])
+    assert rewrite_model(changed, fields["model"]) == rewrite_model(body, fields["model"], peek(body))
 
 
 @given(bodies(), st.sampled_from(["30m", "-1", "0", "5h30m"]), st.integers(1, 131072))
@@ -115,7 +117,7 @@ def test_nothing_to_add_is_the_same_object() -> None:
     seen = peek(body)
     assert inject(body, seen) is body
     assert inject(body, seen, keep_alive="5m", num_ctx=7) is body
-    assert rewrite_model(b'{"a":1}', peek(b'{"a":1}'), "x") == b'{"a":1}'
+    assert rewrite_model(b'{"a":1}', "x") == b'{"a":1}'
 
 
 GUARDED = [
@@ -169,7 +171,7 @@ def test_no_layout_hides_a_second_model(body: bytes) -> None:
 def test_what_we_do_not_decide_by_may_look_as_it_likes(body: bytes) -> None:
     seen = peek(body)
     assert seen.model == "a"
-    assert json.loads(rewrite_model(body, seen, "z"))["model"] == "z"
+    assert json.loads(rewrite_model(body, "z", seen))["model"] == "z"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_the_first_filled_field_names_the_model(
     seen = peek(body, keys)
     assert (seen.model, seen.model_key) == (model, key)
     if model:
-        assert json.loads(rewrite_model(body, seen, "z"))[key] == "z"
+        assert json.loads(rewrite_model(body, "z", seen))[key] == "z"
 
 
 @pytest.mark.parametrize(
