@@ -6,7 +6,7 @@ to the proxy processes. A cell has exactly one writer, so no lock is taken and n
     header  16 bytes: magic "fpB1", rows, columns, 0 (little-endian u32)
     cells   rows x columns x int32
 
-Columns are given out by control (`Backend.column`).
+Columns are given out by control (`Backend.column`), those of dial-in workers by the hub.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 COLUMNS = 4096
+#: Of these the hub gives to dial-in workers; control gives the others to configured servers.
+WORKER_COLUMNS = range(2048, COLUMNS)
 _HEADER = struct.Struct("<4sIII")
 _MAGIC = b"fpB1"
 
