@@ -96,7 +96,7 @@ def retry_after_s(value: bytes | None, wall_s: float) -> float | None:
     return _http_date_s(text, wall_s)
 
 
-_MONTHS = {name: number for number, name in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
+_MONTHS = {name: number for number, name in enumerate(["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"], 1)}
 
 
 def _http_date_s(text: str, wall_s: float) -> float | None:

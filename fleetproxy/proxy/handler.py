@@ -9,6 +9,7 @@ from fleetproxy.core.names import canonical
 from fleetproxy.core.operation import Endpoint, Operation
 from fleetproxy.core.table import Principal, Snapshot
 from fleetproxy.errors import (
+    BadJson,
     BodyTimeout,
     BodyTooLarge,
     ClientGone,
@@ -53,7 +54,7 @@ class Handler:
             seen = self._peek(exchange, body)
             exchange.operation = operation = self._operation(exchange, seen)
             body = self._inject(exchange.snapshot, endpoint, seen, body)
-            await self._relay.relay(exchange, operation, body)
+            await self._relay.relay(exchange, operation, body, seen)
         except FleetError as error:
             await self._refuse(exchange, error)
         except asyncio.CancelledError:
@@ -110,13 +111,21 @@ class Handler:
         return body
 
     def _peek(self, exchange: Exchange, body: bytes) -> Peek | None:
-        if not exchange.endpoint.has_model:
+        endpoint = exchange.endpoint
+        if not endpoint.has_model or (endpoint.lenient and not body):
             return None
         if exchange.head.own.get(b"content-encoding", b"identity") != b"identity":
+            if endpoint.lenient:
+                return None
             raise EncodingRefused
         if not body:
             raise MissingBody
-        return peek(body)
+        try:
+            return peek(body, endpoint.model_keys)
+        except BadJson:
+            if endpoint.lenient:
+                return None
+            raise
 
     def _operation(self, exchange: Exchange, seen: Peek | None) -> Operation:
         endpoint = exchange.endpoint

@@ -96,9 +96,7 @@ class Plane:
         """A new exchange; `end` it."""
         wall_us = self.wall_us()
         given = head.own.get(b"x-request-id")
-        request_id = (
-            given.decode("ascii") if given is not None and _SANE_ID.match(given) else self.request_id(wall_us)
-        )
+        request_id = given.decode("ascii") if given is not None and _SANE_ID.match(given) else self.request_id(wall_us)
         exchange = Exchange(
             scope=scope,
             receive=receive,

@@ -10,10 +10,11 @@ What may be tried again is decided in `core/failover.py`; this module acts on it
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fleetproxy.core.failover import CannotServe, ModelMissing, final, pass_on
+from fleetproxy.core.names import canonical
 from fleetproxy.core.operation import Operation
-from fleetproxy.core.record import Attempt
 from fleetproxy.core.selection import Candidates, Refuse, Wait, rank
 from fleetproxy.core.table import Route
 from fleetproxy.errors import (
@@ -35,7 +36,7 @@ from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.pump import Pump
 from fleetproxy.transport.base import Answer, Call, Headers, Upstream
 from fleetproxy.wire.headers import response_headers
-from fleetproxy.wire.peek import rewrite_model
+from fleetproxy.wire.peek import Peek, rewrite_model
 from fleetproxy.wire.tap import Tap
 
 #: Bytes of a refusal (404, 5xx) read to learn what it says before another server is asked.
@@ -51,7 +52,7 @@ class Relay:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
 
-    async def relay(self, exchange: Exchange, operation: Operation, body: bytes) -> None:
+    async def relay(self, exchange: Exchange, operation: Operation, body: bytes, seen: Peek | None) -> None:
         """Serve one request whose body is at hand. Raises FleetError when nobody could serve it."""
         plane = self._plane
         routes, counted = await self._routes(exchange, operation)
@@ -61,8 +62,11 @@ class Relay:
             backend = exchange.snapshot.table.backends[route.backend].backend
             if not counted:
                 plane.board.add(backend.column, 1)
+            asked = body
+            if seen is not None and route.model and route.model != seen.model and renames(operation, route):
+                asked = rewrite_model(body, route.model, seen)
             try:
-                await self._attempt(exchange, operation, route, body, failures, last=last)
+                await self._attempt(exchange, operation, route, asked, failures, last=last)
                 return
             except BackendError as error:
                 failures.append(error)
@@ -115,7 +119,9 @@ class Relay:
         operation = exchange.operation
         if operation is None or not operation.stream:
             return b""
-        return dialect_errors.event(exchange.endpoint, error, exchange.request_id)
+        tap = exchange.tap
+        mid_line = tap is not None and tap.mid_line
+        return dialect_errors.event(exchange.endpoint, error, exchange.request_id, mid_line=mid_line)
 
     def explain_headers(self, exchange: Exchange) -> Headers:
         """Why the answer came from where it came: on every answer, refusals included."""
@@ -156,7 +162,7 @@ class Relay:
                 for route in decision.routes:
                     if snapshot.table.backends[route.backend].backend.column == column:
                         return (route,), True
-                raise AssertionError("the line granted a column nobody asked for")
+        raise AssertionError("the line granted a column nobody asked for")
 
     # --- one backend ---------------------------------------------------------------------------------------------
 
@@ -175,8 +181,6 @@ class Relay:
         backend = exchange.snapshot.table.backends[route.backend].backend
         exchange.backend = backend
         exchange.model_served = route.model or None
-        if route.model and route.model != operation.model and operation.canonical not in exchange.snapshot.table.models:
-            body = rewrite_model(body, route.model)
         exchange.attempt_began = plane.clock()
         upstream: Upstream | None = None
         status: int | None = None
@@ -290,7 +294,7 @@ class Relay:
         if exchange.started_by_us and (status != 200 or _EVENT_STREAM not in _content_type(answer.headers)):
             text = dialect_errors.message_of(await self._whole(exchange, upstream, answer))
             raise BackendRefused(text or f"The server answered {status}.")
-        headers = response_headers(answer.headers, backend_host=exchange.backend)
+        headers = response_headers(answer.headers)
         exchange.status = status
         exchange.committed = True
         streamed = status == 200 and operation.stream
@@ -337,7 +341,8 @@ class Relay:
         upstream.pipe(pump)
         if not await pump.done:
             failure = exchange.error or BackendLost.code
-            plane.trips.failed(exchange.backend, BackendLost())
+            if exchange.backend is not None:
+                plane.trips.failed(exchange.backend, BackendLost())
             plane.counters[f"truncated:{failure}"] += 1
 
     async def _feed(self, exchange: Exchange, upstream: Upstream, answering: asyncio.Future[Answer]) -> None:
@@ -350,8 +355,14 @@ class Relay:
                 return
             drained = upstream.write(piece)
             if drained is not None:
-                await asyncio.wait({drained, answering}, return_when=asyncio.FIRST_COMPLETED)
+                waits: set[asyncio.Future[Any]] = {drained, answering}
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         upstream.write_end()
+
+
+def renames(operation: Operation, route: Route) -> bool:
+    """Whether this route's server knows the asked model only under another name (an alias): the bytes must change."""
+    return canonical(route.model) != operation.canonical
 
 
 def _content_type(headers: Headers) -> bytes:

@@ -87,6 +87,11 @@ class Tap:
             self._line = chunk[chunk.rfind(b"\n") + 1 :][-TAIL_BYTES:]
         return self.terminal
 
+    @property
+    def mid_line(self) -> bool:
+        """The last byte seen was not the end of a line."""
+        return bool(self._line)
+
     def end(self) -> Seen:
         """Everything known now. May be called before the body has ended."""
         whole = self._seen == self._size
