@@ -9,34 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
-from http import HTTPStatus
 from typing import Any
+
+from fleetproxy.testing.message import TOKEN, BadMessage, Headers, Request, head
 
 HEAD_BYTES = 64 * 1024
 #: Unread body bytes swallowed after a reply, so that the connection may be kept; more closes it.
 SWALLOW_BYTES = 256 * 1024
 _HIGH_WATER_BYTES = 256 * 1024
-_TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
-Headers = Iterable[tuple[str, str]]
-Handler = Callable[["Request", "Reply"], Awaitable[None]]
-
-
-class BadMessage(Exception):
-    """The peer sent something that is not one clear HTTP/1.1 message; `status` is the answer it gets."""
-
-    def __init__(self, text: str, status: int = 400) -> None:
-        super().__init__(text)
-        self.status = status
+Handler = Callable[[Request, "Reply"], Awaitable[None]]
 
 
 def reset(transport: asyncio.BaseTransport) -> None:
@@ -47,96 +37,6 @@ def reset(transport: asyncio.BaseTransport) -> None:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as duplicate:
             duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
     transport.abort()  # type: ignore[attr-defined]
-
-
-class Request:
-    """One request as it came: target and header lines are not normalised."""
-
-    def __init__(
-        self, connection: Connection, method: str, target: str, version: str, headers: list[tuple[str, str]]
-    ) -> None:
-        self.connection = connection
-        self.method = method
-        #: The request target, byte for byte (latin-1).
-        self.target = target
-        self.path, _, self.query = target.partition("?")
-        self.version = version
-        self.headers = headers
-        #: `time.monotonic()` when the head was complete.
-        self.arrived_s = time.monotonic()
-        self.received_bytes = 0
-        self.sha256 = hashlib.sha256()
-        self.length, self.chunked = _framing(self)
-        self.complete = self.length == 0 and not self.chunked
-        self._body: bytes | None = None
-
-    def header(self, name: str, default: str = "") -> str:
-        """The first value of a header, any case."""
-        wanted = name.lower()
-        return next((value for key, value in self.headers if key.lower() == wanted), default)
-
-    @property
-    def keep_alive(self) -> bool:
-        words = {word.strip().lower() for word in self.header("connection").split(",")}
-        return "close" not in words if self.version == "1.1" else "keep-alive" in words
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. Can be walked once."""
-        if self.complete:
-            return
-        if self.header("expect").lower() == "100-continue":
-            self.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        source = self._chunks() if self.chunked else self.connection.counted(self.length)
-        async for piece in source:
-            self.received_bytes += len(piece)
-            self.sha256.update(piece)
-            yield piece
-        self.complete = True
-
-    async def body(self, limit_bytes: int = 1 << 30) -> bytes:
-        """The whole body; BadMessage(413) past the limit."""
-        if self._body is None:
-            parts = []
-            async for piece in self.pieces():
-                if self.received_bytes > limit_bytes:
-                    raise BadMessage("request body too large", 413)
-                parts.append(piece)
-            self._body = b"".join(parts)
-        return self._body
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        connection = self.connection
-        while True:
-            line = await connection.line()
-            digits = line.partition(b";")[0].strip(b" \t")
-            if not digits or len(digits) > 16 or not all(c in b"0123456789abcdefABCDEF" for c in digits):
-                raise BadMessage("malformed chunk size")
-            size = int(digits, 16)
-            if size == 0:
-                while await connection.line():
-                    pass
-                return
-            async for piece in connection.counted(size):
-                yield piece
-            if await connection.line():
-                raise BadMessage("chunk without its line end")
-
-
-def _framing(request: Request) -> tuple[int, bool]:
-    """(body length, chunked); strict, so that a proxy which copies framing headers is caught here."""
-    codings = [value.strip().lower() for name, value in request.headers if name.lower() == "transfer-encoding"]
-    lengths = [value.strip() for name, value in request.headers if name.lower() == "content-length"]
-    if codings:
-        if codings != ["chunked"]:
-            raise BadMessage(f"transfer-encoding {codings} is not one plain chunked", 501)
-        if lengths:
-            raise BadMessage("both content-length and transfer-encoding")
-        return 0, True
-    if not lengths:
-        return 0, False
-    if len(lengths) > 1 or not lengths[0].isascii() or not lengths[0].isdigit():
-        raise BadMessage("malformed content-length")
-    return int(lengths[0]), False
 
 
 class Reply:
@@ -218,16 +118,6 @@ class Reply:
         self.connection.close()
 
 
-def head(status: int, fields: Headers) -> bytes:
-    """An encoded status line with its header fields and the empty line."""
-    try:
-        reason = HTTPStatus(status).phrase
-    except ValueError:
-        reason = ""
-    lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in fields), "", ""]
-    return "\r\n".join(lines).encode("latin-1")
-
-
 class Connection(asyncio.Protocol):
     """One accepted connection: requests are answered in order, one at a time."""
 
@@ -282,6 +172,9 @@ class Connection(asyncio.Protocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         self._writable = None
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
 
     def close(self) -> None:
         """Close from our side, with FIN, after what was written."""
@@ -339,12 +232,12 @@ class Connection(asyncio.Protocol):
         del self._buffer[: end + 4]
         first, *lines = text.split("\r\n")
         words = first.split(" ")
-        if len(words) != 3 or not words[0] or not set(words[0]) <= _TOKEN or words[2] not in {"HTTP/1.1", "HTTP/1.0"}:
+        if len(words) != 3 or not words[0] or not set(words[0]) <= TOKEN or words[2] not in {"HTTP/1.1", "HTTP/1.0"}:
             raise BadMessage(f"malformed request line {first[:80]!r}")
         headers = []
         for line in lines:
             name, colon, value = line.partition(":")
-            if not colon or not name or not set(name) <= _TOKEN or "\n" in value or "\r" in value or "\0" in value:
+            if not colon or not name or not set(name) <= TOKEN or "\n" in value or "\r" in value or "\0" in value:
                 raise BadMessage(f"malformed header line {line[:80]!r}")
             headers.append((name, value.strip(" \t")))
         if words[2] == "HTTP/1.1" and sum(name.lower() == "host" for name, _ in headers) != 1:

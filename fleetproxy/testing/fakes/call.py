@@ -14,7 +14,8 @@ from fleetproxy.testing.fakes.clock import Clock, duration_s
 from fleetproxy.testing.fakes.engine import Busy, Engine
 from fleetproxy.testing.fakes.journal import Row
 from fleetproxy.testing.fakes.profile import Profile
-from fleetproxy.testing.http import Reply, Request
+from fleetproxy.testing.http import Reply
+from fleetproxy.testing.message import Request
 
 Dialect = Literal["ollama", "openai", "anthropic"]
 JSON = "application/json; charset=utf-8"

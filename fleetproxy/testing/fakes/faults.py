@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import msgspec
 
-from fleetproxy.testing.http import Headers, Reply
+from fleetproxy.testing.http import Reply
+from fleetproxy.testing.message import Headers
 
 #: name -> what happens.
 NAMES: dict[str, str] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
-from fleetproxy.testing.http import Request
+from fleetproxy.testing.message import Request
 
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 _SCHEMES = ("app", "file", "tauri", "vscode-webview", "vscode-file")

@@ -18,7 +18,8 @@ from fleetproxy.testing.fakes.journal import KEEP_BODY_BYTES, Journal
 from fleetproxy.testing.fakes.origin import host_allowed, origin_allowed, preflight
 from fleetproxy.testing.fakes.profile import Kind, Profile
 from fleetproxy.testing.fakes.routes import Table
-from fleetproxy.testing.http import BadMessage, HttpServer, Reply, Request
+from fleetproxy.testing.http import HttpServer, Reply
+from fleetproxy.testing.message import BadMessage, Request
 
 #: Where a fake is told what to do and asked what it saw.
 CONTROL = "/__fake/"
@@ -73,7 +74,7 @@ class Fake:
     async def _serve(self, request: Request, reply: Reply) -> None:
         if request.path.startswith(CONTROL):
             return await self._control(request, reply)
-        connection = request.connection
+        connection = reply.connection
         row = self.journal.begin(
             connection.number, connection.requests, request.method, request.target, request.headers
         )
