@@ -1,12 +1,92 @@
-"""The command line. Words only: each command is a module of this package, imported when it is asked for."""
+"""The command line. Each word is a module with `run(words) -> exit code`, imported when it is asked for.
+
+Data goes to standard output, talk to standard error.
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 
+#: Word -> (module, what it does).
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("serve", "Run the proxy, its dashboard and its store"),
+    "demo": ("demo", "Run it with a made-up fleet and traffic, to look around"),
+    "query": ("query", "Ask the request history in SQL"),
+    "config": ("config", "Check or show the configuration, print its schema"),
+    "health": ("health", "Ask a running fleetproxy whether it is well (for containers)"),
+    "version": ("version", "Print the version"),
+}
 
-def main(arguments: list[str] | None = None) -> int:
-    from fleetproxy.cli.serve import run  # noqa: PLC0415
+OK, FAILED, USAGE, NOT_FOUND, UNREACHABLE, UNAUTHORIZED, BAD_CONFIG, FINDINGS = 0, 1, 2, 3, 4, 5, 6, 7
+TIMEOUT, INTERRUPTED = 124, 130
 
-    words = sys.argv[1:] if arguments is None else arguments
-    return run(words[1:] if words[:1] == ["serve"] else words)
+EXIT_CODES = """\
+exit codes:
+  0 ok   1 failed   2 wrong usage   3 not found   4 unreachable   5 key refused
+  6 configuration invalid   7 done, with findings   124 timeout   130 interrupted"""
+
+_HELP = f"""\
+examples:
+  fleetproxy serve --server gpu1=10.0.0.5:11434 --server vllm=openai+http://10.0.0.6:8000
+  fleetproxy demo
+  fleetproxy query "select model, count(*) from requests group by all"
+  fleetproxy config check
+
+One address in front of a fleet of inference servers: Ollama, vLLM, llama.cpp and
+anything that speaks OpenAI.
+
+commands:
+{chr(10).join(f"  {word:<10} {says}" for word, (_, says) in COMMANDS.items())}
+  help env   List every environment variable
+
+`fleetproxy <command> --help` tells more.
+
+{EXIT_CODES}
+"""  # noqa: S608  (help, not SQL)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command line; the exit code."""
+    words = sys.argv[1:] if words is None else words
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has left. Python would complain again when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+
+
+def _run(words: list[str]) -> int:
+    if not words:
+        sys.stderr.write(_HELP)
+        return USAGE
+    word, rest = words[0], words[1:]
+    if word in {"-h", "--help"} or (word == "help" and not rest):
+        sys.stdout.write(_HELP)
+        return OK
+    if word == "help":
+        if rest == ["env"]:
+            return _command("config", ["env"])
+        word, rest = rest[0], ["--help"]
+    if word in {"-V", "--version"}:
+        word = "version"
+    if word not in COMMANDS:
+        sys.stderr.write(f"fleetproxy: there is no command {word!r}{_near(word)}; see `fleetproxy --help`\n")
+        return USAGE
+    return _command(COMMANDS[word][0], rest)
+
+
+def _command(module: str, words: list[str]) -> int:
+    code: int = importlib.import_module(f"fleetproxy.cli.{module}").run(words)
+    return code
+
+
+def _near(word: str) -> str:
+    import difflib  # noqa: PLC0415  (only for mistakes)
+
+    found = difflib.get_close_matches(word, COMMANDS, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""

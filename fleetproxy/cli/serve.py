@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
-from typing import Any
 
-import msgspec
-
-from fleetproxy import folders, log, ports
+from fleetproxy import log
+from fleetproxy.cli import FAILED, OK
+from fleetproxy.cli.options import add_settings, complain, parser, reader
+from fleetproxy.folders import FolderError
+from fleetproxy.ports import PortTaken
 from fleetproxy.serve import StartFailed, Supervisor
-from fleetproxy.settings import Server, Settings
+from fleetproxy.settings.problems import ConfigError
+
+_EXAMPLES = """\
+  fleetproxy serve
+  fleetproxy serve --server gpu1=10.0.0.5:11434 --server vllm=openai+http://10.0.0.6:8000
+  fleetproxy serve --config /etc/fleetproxy/fleetproxy.toml --processes 2
+  FLEETPROXY_AUTH__API_KEY_FILE=/run/secrets/key fleetproxy serve --host 0.0.0.0"""
+
+_SAYS = """\
+Run the proxy, its dashboard and its store until told to stop.
+
+Ctrl-C or SIGTERM drains: new requests get 503, open ones may end; once more stops at
+once. SIGHUP reads the configuration again. Settings come, later wins, from
+fleetproxy.toml (in ./, $XDG_CONFIG_HOME/fleetproxy/ or /etc/fleetproxy/), config.d/*.toml
+beside it, FLEETPROXY_* variables and these options."""
 
 
-def run(words: list[str], **overrides: Any) -> int:
-    parser = argparse.ArgumentParser(prog="fleetproxy serve")
-    parser.add_argument("--server", action="append", default=[])
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=11434)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--data-dir")
-    parser.add_argument("--open", action="store_true")
-    flags = parser.parse_args(words)
-    servers = tuple(Server(name=word.partition("=")[0], url=word.partition("=")[2]) for word in flags.server)
-    settings = Settings(
-        host=flags.host,
-        port=flags.port,
-        processes=flags.processes,
-        data_dir=flags.data_dir,
-        open=flags.open,
-        servers=servers,
-    )
-    log.setup(settings, "serve")
+def run(words: list[str]) -> int:
+    """Exit code 0 after a clean stop, 1 when it cannot start, 6 for a configuration that is no good."""
+    options = parser("serve", examples=_EXAMPLES, says=_SAYS)
+    add_settings(options)
+    read = reader(options.parse_args(words))
     try:
-        asyncio.run(Supervisor(msgspec.structs.replace(settings, **overrides)).run())
-    except (StartFailed, folders.FolderError, ports.PortTaken) as error:
-        print(f"fleetproxy: {error}", file=sys.stderr)
-        return 1
-    return 0
+        loaded = read()
+    except (ConfigError, FolderError) as error:
+        return complain(error)
+    log.setup(loaded.settings, "serve")
+    for note in loaded.notes:
+        log.get("config").info("%s", note)
+    try:
+        asyncio.run(Supervisor(loaded.settings, lambda: read().settings).run())
+    except (StartFailed, FolderError, PortTaken) as error:
+        sys.stderr.write(f"fleetproxy: {error}\n")
+        return FAILED
+    return OK

@@ -118,10 +118,10 @@ def _words(kind: types.Type) -> str:
 
 def _range(kind: types.IntType | types.FloatType) -> str:
     if kind.gt is not None:
-        return f" above {kind.gt:g}" + (f", at most {kind.le:g}" if kind.le is not None else "")
+        return f" above {kind.gt:g}" + (f", at most {kind.le:.10g}" if kind.le is not None else "")
     if kind.ge is not None and kind.le is not None:
-        return f" from {kind.ge} to {kind.le}"
-    return f", {kind.ge} or more" if kind.ge is not None else ""
+        return f" from {kind.ge:.10g} to {kind.le:.10g}"
+    return f", {kind.ge:g} or more" if kind.ge is not None else ""
 
 
 @cache

@@ -79,7 +79,7 @@ class Layers:
                 self.drop(key)
                 self._items(field, value, here, at, target.setdefault(key, []))
             else:
-                self._value(field, value, here, at(here), target)
+                self._value(field, value, here, at, target)
 
     def _items(self, field: Field, entries: Any, path: Path, at: At, target: list[Tree]) -> None:
         assert field.section is not None
@@ -101,15 +101,18 @@ class Layers:
                 if inner.required and name not in table:
                     self.problem(here, at(here), f'"{name}" is missing')
 
-    def _value(self, field: Field, value: Any, path: Path, at: Origin, target: Tree) -> None:
-        self.origins[path] = at
+    def _value(self, field: Field, value: Any, path: Path, at: At, target: Tree) -> None:
+        self.forget(path)
+        self.origins[path] = at(path)
+        for part in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+            self.origins[*path, part] = at((*path, part))
         if value is None:
             target.pop(field.name, None)
             return
         try:
             target[field.name] = msgspec.to_builtins(msgspec.convert(value, field.type))
         except msgspec.ValidationError:
-            self.problem(path, at, f"wants {field.wants}" + ("" if field.secret else f", got {shown(value)}"))
+            self.problem(path, at(path), f"wants {field.wants}" + ("" if field.secret else f", got {shown(value)}"))
 
 
 def table_of(field: Field, entry: Any) -> Tree:

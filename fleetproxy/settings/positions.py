@@ -1,4 +1,4 @@
-"""Where each key of a TOML text stands. The text has been parsed before: this looks for places only, and never fails."""
+"""Where each key of a TOML text stands. The text is known to be valid: this looks for places only, and never fails."""
 
 from __future__ import annotations
 

@@ -1,0 +1,101 @@
+"""What the commands share: help with examples first, the options that are settings, mistakes as sentences."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from fleetproxy.cli import BAD_CONFIG, EXIT_CODES
+from fleetproxy.folders import data_folder
+from fleetproxy.settings.check import strangers
+from fleetproxy.settings.load import Loaded, load
+from fleetproxy.settings.problems import ConfigError
+
+
+def parser(command: str, *, examples: str, says: str) -> argparse.ArgumentParser:
+    """A parser whose help begins with examples and ends with the exit codes."""
+    return _ExamplesFirst(
+        prog=f"fleetproxy {command}",
+        description=f"{says}",
+        usage=argparse.SUPPRESS,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        examples=examples,
+    )
+
+
+class _ExamplesFirst(argparse.ArgumentParser):
+    def __init__(self, *, examples: str = "", **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self._examples = examples
+
+    def format_help(self) -> str:
+        return f"examples:\n{self._examples}\n\n{super().format_help()}"
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def add_settings(options: argparse.ArgumentParser) -> None:
+    """The options that are settings; each beats the environment and the file."""
+    options.add_argument("--config", metavar="FILE", help="read this TOML file instead of looking for fleetproxy.toml")
+    options.add_argument(
+        "--server",
+        metavar="NAME=URL",
+        action="append",
+        default=[],
+        help="add a server; openai+http://... for vLLM, llama.cpp and the like; may be repeated",
+    )
+    options.add_argument("--host", help="address to listen on (127.0.0.1)")
+    options.add_argument("--port", type=_port, help="port to listen on (11434); 0 takes a free one")
+    options.add_argument("--metrics-port", type=_port, metavar="PORT", help="serve /metrics on a port of its own")
+    options.add_argument("--processes", type=int, metavar="N", help="proxy processes (1)")
+    options.add_argument("--data-dir", metavar="FOLDER", help="where history and accounts are kept")
+    options.add_argument("--open", action="store_true", default=None, help="listen beyond loopback without keys")
+    options.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning, error or none")
+    options.add_argument("--log-format", metavar="FORMAT", help="text, json or auto")
+
+
+#: Option -> the setting it is.
+_SETTINGS = {
+    "host": "host",
+    "port": "port",
+    "processes": "processes",
+    "data_dir": "data_dir",
+    "open": "open",
+    "log_level": "log.level",
+    "log_format": "log.format",
+}
+
+
+def reader(options: argparse.Namespace) -> Callable[[], Loaded]:
+    """Reads all settings, now and again at SIGHUP. Raises ConfigError."""
+    flags = {key: value for name, key in _SETTINGS.items() if (value := getattr(options, name)) is not None}
+    if options.metrics_port is not None:
+        flags["metrics.listen"] = str(options.metrics_port)
+
+    def read() -> Loaded:
+        loaded = load(flags, servers=options.server, config=options.config)
+        # Users may hold keys of their own: then nobody needs one in the configuration.
+        if not (data_folder(loaded.settings) / "state.db").exists():
+            problem = strangers(loaded.settings, loaded.origins)
+            if problem is not None:
+                raise ConfigError((problem,))
+        return loaded
+
+    return read
+
+
+def complain(error: Exception) -> int:
+    """Say every mistake of the configuration on a line of its own."""
+    for line in str(error).splitlines():
+        sys.stderr.write(f"fleetproxy: {line}\n")
+    return BAD_CONFIG
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"wants a port from 0 to 65535, got {text!r}")
+    return int(text)
