@@ -1,7 +1,7 @@
 """Limits per principal: requests in flight and requests per minute.
 
-Each process enforces its share, limit / N rounded up, so nothing is asked of another process on the hot path; a principal
-whose connections all land in one process gets that process's share only (docs: how limits are counted).
+Each process enforces its share, limit / N rounded up, so nothing is asked of another process on the hot path; a
+principal whose connections all land in one process gets that process's share only (docs: how limits are counted).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The ASGI app of the public port: the gate, then whose path it is, then the handler. Litestar holds the same handlers.
 
 A dict in front of the router calls the hot handlers directly: an explicit `@asgi` route costs 18 us a request, the dict
-one (docs/adr). Decisions are made on `raw_path`, so no spelling the router would equate (`//`, `%31`) authorises anything.
+one (docs/adr). Decisions are made on `raw_path`, so no spelling the router would equate (`//`, `%31`) authorises
+anything.
 """
 
 from __future__ import annotations

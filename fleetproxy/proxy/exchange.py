@@ -1,4 +1,4 @@
-"""One request's life, from first byte in to audit record. The only mutable thing of the data plane; it has one owner."""
+"""One request's life, from first byte in to audit record: the data plane's only mutable thing, with one owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request for a backend, in a straight line: identify, read, rank, relay; and the one place where every exchange ends."""
+"""A request for a backend, in a straight line: identify, read, rank, relay; and where every exchange ends."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Plane:
         #: Tells control that a backend failed or recovered in passing.
         self.observe: Callable[[str, str], object] = lambda backend, kind: None
         self.budget = Budget(snapshot.limits.buffered_bytes)
-        self.trips = Trips(clock, lambda: wall_us() / 1e6, lambda backend, kind: self.observe(backend, kind))
+        self.trips = Trips(clock, lambda: wall_us() / 1e6, self._tell)
         self.retries = RetryBudget(snapshot.limits.retry_budget)
         self.loads = Loads(board, self.trips)
         self.admission = Admission(processes)
@@ -89,6 +89,9 @@ class Plane:
         self.retries.share = snapshot.limits.retry_budget
         self.trips.publish(snapshot)
         self.snapshot = snapshot
+
+    def _tell(self, backend: str, kind: str) -> None:
+        self.observe(backend, kind)
 
     # --- exchanges -----------------------------------------------------------------------------------------------
 
@@ -185,7 +188,7 @@ class Plane:
 
 
 def watch(exchange: Exchange) -> None:
-    """Interrupt the exchange when its caller leaves. `receive()` has one reader, so only once its body has been read."""
+    """Interrupt the exchange when its caller leaves. Only once its body has been read: `receive()` has one reader."""
     exchange.watching = True
 
     def received(future: object, context: object = None) -> None:
