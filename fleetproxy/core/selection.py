@@ -4,8 +4,8 @@
     model  ──► servers that hold it in memory ──► that have it on disk ──► none lists it: once, most free VRAM
     no model ► the first online server that speaks the dialect
 
-Inside a tier: breaker closed first, then least busy, then most free VRAM, then at random. Full servers are left out; when
-only full ones are left, or somebody already stands in line for them, the request joins the line.
+Inside a tier: breaker closed first, then least busy, then most free VRAM, then at random. Full servers are left out;
+when only full ones are left, or somebody already stands in line for them, the request joins the line.
 """
 
 from __future__ import annotations

@@ -93,12 +93,10 @@ async def _leave(process: Process, plane: Plane, stop: asyncio.Event) -> None:
     await process.draining.wait()
     plane.draining = True
     deadline = plane.clock() + plane.snapshot.limits.drain_s
-    while plane.live and plane.clock() < deadline and not process.stop.is_set():
-        await asyncio.sleep(0.05)
+    await plane.idle(deadline, process.stop)
     for exchange in list(plane.live):
         exchange.interrupt(Draining("This server stopped before the answer was complete."))
-    while plane.live and plane.clock() < deadline + 1.0:
-        await asyncio.sleep(0.01)
+    await plane.idle(plane.clock() + 1.0, process.stop)
     stop.set()
 
 

@@ -168,6 +168,11 @@ class Plane:
             f"8{number >> 8 & 0xFFF:03x}-{number & 0xFF:02x}{self._id_tail}00"
         )
 
+    async def idle(self, deadline: float, stop: asyncio.Event) -> None:
+        """Return when no exchange is under way, at `deadline` (this plane's clock), or when told to stop."""
+        while self.live and self.clock() < deadline and not stop.is_set():  # noqa: ASYNC110 - thousands of exchanges
+            await asyncio.sleep(TICK_S)
+
     async def sweep(self) -> None:
         """Every tick: watch for callers leaving, end what has been without progress for too long. Never returns."""
         clock = self.clock
