@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import os
 import secrets
@@ -30,6 +31,8 @@ from fleetproxy import log
 from fleetproxy.settings import Settings
 
 KINDS = ("control", "hub", "proxy")
+#: Blocked from before the start of a child until it has handlers for them.
+HELD_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: How long a main may take to return once it has been told to leave now.
 LEAVE_S = 2.0
 _PR_SET_PDEATHSIG = 1
@@ -97,6 +100,7 @@ async def run(process: Process, main: Main) -> None:
     loop.add_signal_handler(signal.SIGHUP, process.reread)
     for ignored in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
     threading.Thread(target=_hold_lifeline, args=(loop, process), name="lifeline", daemon=True).start()
 
     running = asyncio.ensure_future(main(process))
@@ -113,8 +117,16 @@ async def run(process: Process, main: Main) -> None:
             os._exit(1)
     finally:
         leaving.cancel()
+        # Closing the loop waits for its threads, and one may hang: in a query, in a name lookup.
+        _exit_after(LEAVE_S)
     with contextlib.suppress(asyncio.CancelledError):
         running.result()
+
+
+def _exit_after(seconds: float) -> None:
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _hold_lifeline(loop: asyncio.AbstractEventLoop, process: Process) -> None:
@@ -141,6 +153,7 @@ def main(arguments: list[str]) -> int:
     runtime = Path(folder)
     reason = runtime / (f"{kind}-{index}.failed" if kind == "proxy" else f"{kind}.failed")
     os.umask(0o077)
+    faulthandler.enable()
     _die_with_parent()
     try:
         process = Process(kind, int(index), runtime, int(rest[0]) if rest else None)
