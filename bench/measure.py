@@ -27,20 +27,21 @@ GAP_US = 10_000
 class Plan(msgspec.Struct, frozen=True):
     """How long to measure."""
 
-    rounds: int = 3
-    small_s: float = 2.0
-    big_s: float = 1.5
-    #: Streams one after the other on each of the STREAMS connections, and pieces of each.
-    stream_rounds: int = 2
-    stream_chunks: int = 120
+    rounds: int = 5
+    small_s: float = 1.5
+    big_s: float = 0.8
+    #: Pieces of each of the STREAMS streams.
+    stream_chunks: int = 130
     #: Streams one after the other on each of the PACED_STREAMS connections, ten pieces each.
-    paced_rounds: int = 20
+    paced_rounds: int = 16
     idle_streams: int = 1000
-    #: Until work done behind the answers (records on their way to the store) has been done, and can be counted.
+    #: Rounds, the last ones, in which whole trees are counted; and the wait that takes: until work done behind the
+    #: answers (records on their way to the store) has been done too.
+    tree_rounds: int = 2
     settle_s: float = 1.5
 
 
-QUICK = Plan(2, 0.8, 0.6, 1, 80, 8, 1000, 1.2)
+QUICK = Plan(2, 0.8, 0.5, 80, 8, 1000, 1, 1.2)
 
 #: target -> metric (bench/report.py) -> one value per round
 Values = dict[str, dict[str, list[float]]]
@@ -102,9 +103,10 @@ class Bench:
         )
         return programs.load(command, self.cores.load)
 
-    def streams(self, target: Target, rounds: int, chunks: int) -> Load:
+    def streams(self, target: Target, chunks: int, spread_us: int) -> Load:
+        """Streams that begin at once, so that their pieces come in step, or spread over a gap between pieces."""
         command = self._command(
-            target, "stream", connections=STREAMS, rounds=rounds, chunks=chunks, gap_us=GAP_US, spread_us=GAP_US
+            target, "stream", connections=STREAMS, rounds=1, chunks=chunks, gap_us=GAP_US, spread_us=spread_us
         )
         return programs.load(command, self.cores.load)
 
@@ -133,12 +135,7 @@ class Bench:
             for target in self.targets:
                 _say(f"round {number + 1} of {self.plan.rounds}: {target.name}")
                 self._pin(target)
-                load = self._costs(target, "unary", lambda t: self.unary(t, SMALL_BYTES, self.plan.small_s))
-                self._put(target, "requests_per_s", load.requests / load.seconds)
-                self._costs(target, "big", lambda t: self.unary(t, BIG_BYTES, self.plan.big_s))
-                self._costs(
-                    target, "chunk", lambda t: self.streams(t, self.plan.stream_rounds, self.plan.stream_chunks)
-                )
+                self._round(target, whole_tree=number >= self.plan.rounds - self.plan.tree_rounds)
         processes.pin([self._mock_pid], self.cores.every)
         for target in self.targets:
             processes.pin(target.roles(), self.cores.every)
@@ -148,11 +145,23 @@ class Bench:
         for target in self.targets:
             self._put_sizes(target, "rss")
 
+    def _round(self, target: Target, whole_tree: bool) -> None:
+        works: dict[str, Work] = {
+            "unary": lambda t: self.unary(t, SMALL_BYTES, self.plan.small_s),
+            "big": lambda t: self.unary(t, BIG_BYTES, self.plan.big_s),
+            "step": lambda t: self.streams(t, self.plan.stream_chunks, 0),
+            "spread": lambda t: self.streams(t, self.plan.stream_chunks, GAP_US),
+        }
+        for metric, work in works.items():
+            load = self._costs(target, metric, work, whole_tree)
+            if metric == "unary":
+                self._put(target, "requests_per_s", load.requests / load.seconds)
+
     def _warm(self, target: Target) -> None:
         self._pin(target)
         self.unary(target, SMALL_BYTES, 0.4)
         self.unary(target, BIG_BYTES, 0.2)
-        self.streams(target, 1, 20)
+        self.streams(target, 20, 0)
 
     def _pin(self, target: Target) -> None:
         """The counted processes alone on one core; the rest of the tree beside the mock and the load."""
@@ -161,29 +170,27 @@ class Bench:
         processes.pin([pid for pid, role in roles.items() if target.counts(role)], self.cores.proxy)
         processes.pin([pid for pid, role in roles.items() if not target.counts(role)], self.cores.load)
 
-    def _costs(self, target: Target, metric: str, work: Work) -> Load:
+    def _costs(self, target: Target, metric: str, work: Work, whole_tree: bool) -> Load:
         """CPU microseconds per piece of work: `<metric>_us` counted processes, `<metric>_tree_us` all of them."""
-        roles = target.roles()
-        before, mock_before = processes.cpu(roles), processes.cpu({self._mock_pid: "mock"})
+        roles, mock = target.roles(), {self._mock_pid: "mock"}
+        before, mock_before = processes.cpu(roles), processes.cpu(mock)
         load = work(target)
-        after, mock_after = processes.cpu(roles), processes.cpu({self._mock_pid: "mock"})
+        after, mock_after = processes.cpu(roles), processes.cpu(mock)
         count = load.chunks or load.requests
         if not count:
             raise BenchError(f"{target.name} answered nothing")
-        spent = _between(target, before, after)
-        counted = sum(us for role, us in spent.items() if target.counts(role))
-        if any(not target.counts(role) for role in roles.values()):
-            time.sleep(self.plan.settle_s)
-            spent |= {
-                role: us
-                for role, us in _between(target, before, processes.cpu(roles)).items()
-                if not target.counts(role)
-            }
-        self._put(target, f"{metric}_us", counted / count)
-        self._put(target, f"{metric}_tree_us", sum(spent.values()) / count)
+        counted = sum(us for role, us in _between(target, before, after).items() if target.counts(role))
         mock_us = sum(processes.cpu_between(mock_before, mock_after).values())
-        self._put(target, f"{metric}_load_busy", (load.cpu_us + mock_us) / 1e6 / load.seconds / len(self.cores.load))
+        self._put(target, f"{metric}_us", counted / count)
         self._put(target, f"{metric}_busy", counted / 1e6 / load.seconds)
+        self._put(target, f"{metric}_load_busy", (load.cpu_us + mock_us) / 1e6 / load.seconds / len(self.cores.load))
+        if whole_tree:
+            beside = [pid for pid, role in roles.items() if not target.counts(role)]
+            if beside:
+                time.sleep(self.plan.settle_s)
+            spent = _between(target, before, processes.cpu(roles))
+            others = sum(us for role, us in spent.items() if not target.counts(role))
+            self._put(target, f"{metric}_tree_us", (counted + others) / count)
         return load
 
     def _delays(self) -> None:

@@ -37,7 +37,7 @@ def profile(openai: bool) -> str:
         bench.unary(target, SMALL_BYTES, 1.0)
         works: dict[str, Callable[[Target], Load]] = {
             "unary": lambda t: bench.unary(t, SMALL_BYTES, _SECONDS),
-            "streams": lambda t: bench.streams(t, 1, int(_SECONDS * 100)),
+            "streams": lambda t: bench.streams(t, int(_SECONDS * 100), 0),
         }
         for name, work in works.items():
             data = BUILD / f"perf.{name}.data"

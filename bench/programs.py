@@ -83,7 +83,7 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
 
 
 def stop(process: subprocess.Popen[str], patience_s: float = 10.0) -> None:
-    """End a child: politely, then not."""
+    """End a child: politely, then not; close its pipes."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -91,6 +91,9 @@ def stop(process: subprocess.Popen[str], patience_s: float = 10.0) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 @contextmanager

@@ -29,8 +29,10 @@ METRICS = (
     Metric("unary_tree_us", "… whole process tree, µs"),
     Metric("big_us", f"CPU per unary request of {BIG_BYTES // 1000} KB, µs"),
     Metric("big_tree_us", "… whole process tree, µs"),
-    Metric("chunk_us", f"CPU per streamed chunk ({STREAMS} streams), µs"),
-    Metric("chunk_tree_us", "… whole process tree, µs"),
+    Metric("step_us", f"CPU per streamed chunk, {STREAMS} streams in step, µs"),
+    Metric("step_tree_us", "… whole process tree, µs"),
+    Metric("spread_us", f"CPU per streamed chunk, {STREAMS} streams out of step, µs"),
+    Metric("spread_tree_us", "… whole process tree, µs"),
     Metric("requests_per_s", f"requests/s on one core ({UNARY_CONNECTIONS} connections)", 0),
     Metric("ttft_p50_ms", f"added time to first byte p50 ({PACED_STREAMS} streams), ms", 3, False),
     Metric("ttft_p99_ms", "added time to first byte p99, ms", 3, False),
@@ -44,7 +46,7 @@ METRICS = (
     Metric("idle_tree_kib", "… whole process tree, KiB"),
     Metric("unary_busy", "its core busy, unary, %", 0, False, 100),
     Metric("unary_load_busy", "cores of mock and load client busy, unary, %", 0, False, 100),
-    Metric("chunk_busy", "its core busy, streams, %", 0, False, 100),
+    Metric("spread_busy", "its core busy, streams, %", 0, False, 100),
 )
 
 
@@ -60,7 +62,8 @@ class Bar(msgspec.Struct, frozen=True):
 
 BARS = (
     Bar("unary_us", 6.0, "CPU per unary request", True, 3.5),
-    Bar("chunk_us", 2.0, "CPU per streamed chunk", True, 1.5),
+    Bar("step_us", 2.0, "CPU per streamed chunk, streams in step", True, 1.5),
+    Bar("spread_us", 2.0, "CPU per streamed chunk, streams out of step", True, 1.5),
     Bar("ttft_p50_ms", 1.5, "added time to first byte p50, ms"),
     Bar("delay_p50_ms", 0.3, "added delay per chunk p50, ms"),
     Bar("idle_kib", 48.0, "memory per idle stream, KiB"),
@@ -74,16 +77,17 @@ def table(outcome: Outcome) -> list[list[str]]:
     for name in names:
         heading += [name] if name == BASE else [name, TIMES]
     rows = [heading]
+    parted = any(target.counted for target in outcome.targets)
     for metric in METRICS:
+        if "tree" in metric.key and not parted:
+            continue
         row = [metric.title]
         for name in names:
             row.append(_number(outcome.median(name, metric.key), metric))
             if name != BASE:
                 ratio = outcome.ratio(name, metric.key) if metric.compared else None
                 row.append("" if ratio is None else f"{ratio:.2f}")
-        # A tree of one kind of process has nothing to add to the row above it.
-        if not ("tree" in metric.key and row[1:] == rows[-1][1:]):
-            rows.append(row)
+        rows.append(row)
     return rows
 
 
