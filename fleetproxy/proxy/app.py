@@ -40,7 +40,7 @@ def build(plane: Plane, passage: Passage) -> App:
     """The app of one proxy process."""
     front = Front(plane, Handler(plane), passage)
     router = Litestar(
-        route_handlers=[asgi("/", is_mount=True)(_as_handler(front.dispatch))],
+        route_handlers=[asgi("/", is_mount=True, copy_scope=False)(_as_handler(front.dispatch))],
         openapi_config=None,
         logging_config=None,
         debug=False,

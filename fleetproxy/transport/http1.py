@@ -53,6 +53,8 @@ class Connection(asyncio.Protocol):
         "_sink",
         "_status_ready",
         "_surplus",
+        "_touched",
+        "_unread_bytes",
         "_transport",
         "_waiter",
         "_whole",
@@ -88,6 +90,10 @@ class Connection(asyncio.Protocol):
         self._interim = 0
         self._reading_head = True
         self._status_ready = False
+        #: Any byte of the answer has arrived.
+        self._touched = False
+        #: Bytes read while the head was not whole.
+        self._unread_bytes = 0
         #: Bytes came after the end of the answer: the connection cannot be trusted again.
         self._surplus = False
 
@@ -177,11 +183,6 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.resume_reading()
 
-    @property
-    def answered(self) -> bool:
-        """Any byte of the answer has arrived."""
-        return bool(self._headers) or self._answer is not None or self._interim > 0
-
     def close(self) -> None:
         if not self.busy:
             return
@@ -217,8 +218,7 @@ class Connection(asyncio.Protocol):
             self._pool.forget(self)
             self.drop()
             return
-        if self._reading_head:
-            self._head_bytes += len(data)
+        self._touched = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -233,8 +233,10 @@ class Connection(asyncio.Protocol):
         if self._error is not None:
             self._fail(self._error)
             return
-        if self._reading_head and self._head_bytes > MAX_HEADER_BYTES:
-            self._fail(BadResponse("The server's response headers are too large."))
+        if not self._status_ready:
+            self._unread_bytes += len(data)
+            if self._unread_bytes > MAX_HEADER_BYTES * 4:
+                self._fail(BadResponse("The server's response headers do not end."))
             return
         sink = self._sink
         if sink is not None:
@@ -245,7 +247,7 @@ class Connection(asyncio.Protocol):
             elif pieces:
                 self._pieces = []
                 sink.piece(pieces[0] if len(pieces) == 1 else b"".join(pieces), False)
-        elif self._status_ready:
+        else:
             waiter = self._waiter
             if waiter is not None:
                 self._waiter = None
@@ -278,7 +280,7 @@ class Connection(asyncio.Protocol):
                     sink.piece(self.take(), True)
                 return
             self._fail(BackendLost())
-        elif self._head_bytes:
+        elif self._touched:
             self._fail(BadResponse("The server broke off inside its response headers."))
         else:
             self._fail(ConnectionStale() if self.reused else BackendReset())
@@ -323,11 +325,12 @@ class Connection(asyncio.Protocol):
             return  # a trailer: dropped (RFC 9112 section 7.1.2)
         headers = self._headers
         headers.append((name.lower(), value))
-        if len(headers) > MAX_HEADER_FIELDS:
-            self._error = BadResponse("The server sent too many response headers.")
+        self._head_bytes += len(name) + len(value)
+        if len(headers) > MAX_HEADER_FIELDS or self._head_bytes > MAX_HEADER_BYTES:
+            self._error = BadResponse("The server's response headers are too large.")
 
     def on_headers_complete(self) -> None:
-        if self._surplus:
+        if self._surplus or self._error is not None:
             return
         status = self._parser.get_status_code()
         if 100 <= status < 200:
@@ -337,7 +340,6 @@ class Connection(asyncio.Protocol):
             if self._interim > MAX_INTERIM_ANSWERS:
                 self._error = BadResponse("The server sent too many interim responses.")
             self._headers = []
-            self._head_bytes = 0
             return
         if not 200 <= status <= 599:
             self._error = BadResponse("The server answered with an impossible status.")

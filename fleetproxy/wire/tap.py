@@ -255,7 +255,8 @@ class _Report(msgspec.Struct):
     usage: _Counts | None = None
     timings: _Timings | None = None
     response: _Inner | str | None = None
-    message: msgspec.Raw | None = None
+    #: Undecoded: Ollama's chat message, or Anthropic's message_start.
+    message: msgspec.Raw = msgspec.Raw()
     type: str | None = None
 
 
@@ -271,7 +272,7 @@ def _report(text: bytes) -> Usage:
     counts = report.usage
     if counts is None and isinstance(report.response, _Inner):
         counts = report.response.usage
-    if counts is None and report.type == "message_start" and report.message is not None:
+    if counts is None and report.type == "message_start" and bytes(report.message):
         counts = _INNER.decode(report.message).usage
     tokens_in, tokens_out = report.prompt_eval_count, report.eval_count
     prompt_ms, eval_ms = _ms(report.prompt_eval_duration), _ms(report.eval_duration)
