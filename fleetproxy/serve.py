@@ -105,6 +105,9 @@ class Supervisor:
             await self._start()
             while not self._stops_asked:
                 await self._step()
+        except StartFailed:
+            self._stops_asked = 2  # nobody was promised anything yet
+            raise
         finally:
             await self._drain()
             self._clean_up()
