@@ -86,7 +86,10 @@ class BackendState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     online: bool = False
     version: str | None = None
     resident: tuple[ResidentModel, ...] = ()
+    #: `resident` has been told; before that it is no news that a model is in memory.
+    resident_known: bool = False
     on_disk: tuple[DiskModel, ...] = ()
+    free_disk_bytes: int | None = None
     #: The entries of /api/ps, /api/tags and /v1/models as the backend gave them: JSON arrays, bytes untouched.
     raw_ps: msgspec.Raw = msgspec.Raw(b"[]")
     raw_tags: msgspec.Raw = msgspec.Raw(b"[]")

@@ -44,6 +44,8 @@ class RoutingTable(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, tuple[Route, ...]] = {}
     #: Canonical alias -> routes whose `model` is the name served; consulted when `models` has nothing.
     aliases: dict[str, tuple[Route, ...]] = {}
+    #: `core.names.alias_key` -> routes to models that share it; the last resort.
+    alias_keys: dict[str, tuple[Route, ...]] = {}
     #: Lower-cased server name -> index into `backends`, unusable ones included.
     pins: dict[str, int] = {}
     #: Model names that some known but unusable backend has: they exist, only nobody can serve them now.
