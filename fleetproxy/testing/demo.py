@@ -1,0 +1,257 @@
+"""The demo: a made-up fleet, made-up traffic, and the real `serve` in front, all in one temporary folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import orjson
+
+from fleetproxy.testing.fakes import Fake, Fault, Profile
+from fleetproxy.testing.raw import exchange, request
+from fleetproxy.testing.service import to_toml
+from fleetproxy.testing.traffic import Tally, drive
+
+FLEET: tuple[Profile, ...] = (
+    Profile(
+        kind="ollama",
+        name="workstation",
+        vram_gb=24,
+        slots=4,
+        models=("llama3.2:3b", "llama3.1:8b", "qwen3:8b", "nomic-embed-text"),
+    ),
+    Profile(kind="ollama", name="laptop", vram_gb=8, slots=2, models=("llama3.2:3b", "qwen3:8b", "nomic-embed-text")),
+    Profile(
+        kind="openai", name="rack", vram_gb=80, slots=64, models=("meta-llama/Llama-3.1-8B-Instruct",), version="0.13.1"
+    ),
+    Profile(kind="llamacpp", name="minipc", vram_gb=6, slots=2, models=("phi-4-mini",)),
+)
+DEFAULT_PORT = 11434
+READY_S = 30.0
+#: A server fails each minute for this long, in one of these ways.
+FAILS_EVERY_S, FAILS_FOR_S = 60.0, 12.0
+FAILURES = ("unavailable", "reset_before", "error", "refuse")
+#: `fleetproxy serve` that is told to leave when the demo dies without a word (PR_SET_PDEATHSIG).
+_SERVE = """
+import ctypes, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+from fleetproxy.cli import main
+sys.exit(main(["serve", *sys.argv[1:]]))
+"""
+
+
+class Failed(Exception):
+    """The demo cannot run; the text is the sentence for the user."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for. `port` None takes 11434 if it is free, else any."""
+
+    port: int | None = None
+    seed: int = 0
+    speed: float = 1.0
+    traffic: bool = True
+    #: Seconds; None runs until Ctrl-C.
+    duration_s: float | None = None
+
+
+async def run(plan: Plan, say: Callable[[str], None]) -> None:
+    """Run the demo until Ctrl-C, SIGTERM, or its time is over. Failed when it cannot start."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    folder = Path(tempfile.mkdtemp(prefix="fleetproxy-demo-"))
+    fakes: list[Fake] = []
+    serve: asyncio.subprocess.Process | None = None
+    try:
+        for profile in FLEET:
+            fakes.append(Fake(msgspec.structs.replace(profile, seed=plan.seed, speed=plan.speed)))
+            await fakes[-1].listen()
+        port = _port(plan.port)
+        serve = await _serve(folder, port, fakes)
+        await _ready(serve, folder, port, stop)
+        if not stop.is_set():
+            password = await _admin(port)
+            say(_card(plan, port, password, folder))
+            await _live(plan, port, fakes, stop, serve)
+    finally:
+        if serve is not None:
+            await _end(serve)
+        for fake in fakes:
+            await fake.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _live(
+    plan: Plan, port: int, fakes: list[Fake], stop: asyncio.Event, serve: asyncio.subprocess.Process
+) -> None:
+    """Traffic and failures until the end."""
+    parts = [asyncio.create_task(_watch(serve, stop))]
+    if plan.traffic:
+        parts.append(asyncio.create_task(drive("127.0.0.1", port, plan.seed, plan.speed, Tally())))
+        parts.append(asyncio.create_task(_fail(fakes, plan.seed)))
+    try:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), plan.duration_s)
+    finally:
+        for part in parts:
+            part.cancel()
+        results = await asyncio.gather(*parts, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+async def _watch(serve: asyncio.subprocess.Process, stop: asyncio.Event) -> None:
+    await serve.wait()
+    if not stop.is_set():
+        stop.set()
+        raise Failed(f"serve ended with exit code {serve.returncode}")
+
+
+async def _fail(fakes: list[Fake], seed: int) -> None:
+    """One server fails each minute, in turn, each time in another way."""
+    number = seed
+    while True:
+        await asyncio.sleep(FAILS_EVERY_S - FAILS_FOR_S)
+        fake, failure = fakes[number % len(fakes)], FAILURES[number % len(FAILURES)]
+        number += 1
+        if failure == "refuse":
+            fake.http.refuse()
+        else:
+            fake.faults.add(Fault(name=failure, for_s=FAILS_FOR_S))
+        try:
+            await asyncio.sleep(FAILS_FOR_S)
+        finally:
+            if failure == "refuse":
+                await fake.http.listen()
+
+
+# --- the service in front ---------------------------------------------------------------------------------------
+
+
+def _port(asked: int | None) -> int:
+    """A port that is free now: the one asked for, or 11434, or any."""
+    for port in (DEFAULT_PORT, 0) if asked is None else (asked,):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if asked is not None:
+                    raise Failed(f"port {port} cannot be had: {error.strerror}; choose one with --port") from None
+                continue
+            return int(probe.getsockname()[1])
+    raise Failed("no free port")
+
+
+async def _serve(folder: Path, port: int, fakes: list[Fake]) -> asyncio.subprocess.Process:
+    servers = [
+        {
+            "name": fake.profile.name,
+            "url": fake.url,
+            "kind": "ollama" if fake.profile.kind == "ollama" else "openai",
+            "vram_gb": fake.profile.vram_gb,
+            "max_concurrent": fake.profile.slots,
+        }
+        for fake in fakes
+    ]
+    settings = {
+        "host": "127.0.0.1",
+        "port": port,
+        "data_dir": str(folder / "data"),
+        "runtime_dir": str(folder / "run"),
+        "poll": {"interval_s": 2.0, "online_threshold": 1},
+        "timeouts": {"drain_s": 1.0},
+        "servers": servers,
+    }
+    config = folder / "fleetproxy.toml"
+    config.write_text(to_toml(settings))
+    # The demo is the same everywhere: nobody's own settings reach it.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FLEETPROXY_")}
+    with (folder / "serve.log").open("wb") as log:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _SERVE,
+            "--config",
+            str(config),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is ours to pass on
+        )
+
+
+async def _ready(serve: asyncio.subprocess.Process, folder: Path, port: int, stop: asyncio.Event) -> None:
+    deadline_s = time.monotonic() + READY_S
+    while not stop.is_set():
+        if serve.returncode is not None:
+            raise Failed(f"serve did not start:\n{_tail(folder)}")
+        if time.monotonic() > deadline_s:
+            raise Failed(f"serve was not ready within {READY_S:.0f} s:\n{_tail(folder)}")
+        with contextlib.suppress(OSError, AssertionError):
+            if (await exchange("127.0.0.1", port, request("GET", "/readyz"), within_s=2)).status == 200:
+                return
+        await asyncio.sleep(0.05)
+
+
+async def _admin(port: int) -> str:
+    """Make the demo's administrator; the password, which exists nowhere else."""
+    password = secrets.token_urlsafe(9)
+    body = orjson.dumps({"username": "demo", "password": password})
+    origin = ("Origin", f"http://127.0.0.1:{port}")
+    host = f"127.0.0.1:{port}"
+    answer = await exchange("127.0.0.1", port, request("POST", "/api/auth/setup", body, [origin], host=host))
+    if answer.status != 200:
+        raise Failed(f"no administrator could be made: {answer.status} {answer.body.decode(errors='replace')}")
+    return password
+
+
+async def _end(serve: asyncio.subprocess.Process) -> None:
+    """SIGTERM, then less politely."""
+    for number, patience_s in ((signal.SIGTERM, 8.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 5.0)):
+        if serve.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            serve.send_signal(number)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(serve.wait(), patience_s)
+
+
+def _tail(folder: Path) -> str:
+    return "\n".join((folder / "serve.log").read_text(errors="replace").splitlines()[-15:])
+
+
+def _card(plan: Plan, port: int, password: str, folder: Path) -> str:
+    url = f"http://127.0.0.1:{port}"
+    names = ", ".join(profile.name for profile in FLEET)
+    body = '{"model":"llama3.2:3b","messages":[{"role":"user","content":"hello"}]}'
+    return f"""\
+fleetproxy demo: {len(FLEET)} made-up servers ({names}), seed {plan.seed}, traffic {"on" if plan.traffic else "off"}
+
+  proxy      {url}
+  dashboard  {url}/dashboard   (login: demo, password: {password})
+
+  export OLLAMA_HOST={url}
+  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=demo
+  export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=demo
+
+  curl {url}/api/chat -d '{body}'
+
+All of it lives in {folder} and goes with Ctrl-C.
+"""
