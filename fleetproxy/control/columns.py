@@ -14,7 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from fleetproxy.link.board import COLUMNS
+from fleetproxy.link.board import WORKER_COLUMNS
+
+#: Columns for configured servers: those below the hub's.
+COLUMNS = WORKER_COLUMNS.start
 
 
 class Map(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +43,7 @@ class Columns:
     def assign(self, names: Iterable[str]) -> dict[str, int]:
         """Columns of exactly these servers; those of other servers begin to rest.
 
-        A server for which there is none (`link.board.COLUMNS` are in use or resting) is missing from the answer. The
+        A server for which there is none (all `COLUMNS` are in use or resting) is missing from the answer. The
         map is on disk when this returns. Raises OSError.
         """
         old, wanted = self._map, tuple(dict.fromkeys(names))

@@ -71,6 +71,8 @@ class LinkServer:
     def __init__(self, path: Path, on_message: Callable[[str, Message], None], expected: Collection[str] = ()) -> None:
         self._path = path
         self._on_message = on_message
+        #: Called with the name of a process whose connection ended.
+        self.on_leave: Callable[[str], None] = lambda _process: None
         self.expected = frozenset(expected)
         self._peers: dict[str, _Peer] = {}
         #: Processes whose connection broke: name -> (pid, version acknowledged). They may live on an old snapshot.
@@ -190,6 +192,7 @@ class LinkServer:
             del self._peers[name]
             self._absent = {name: state for name, state in self._absent.items() if _alive(state[0])}
             self._absent[name] = (peer.hello.pid, peer.acknowledged)
+            self.on_leave(name)
         self._step()
 
     async def _converse(self, peer: _Peer, reader: asyncio.StreamReader) -> None:
