@@ -25,6 +25,7 @@ from fleetproxy.control.analytics.database import StoreError, Trouble, judge
 from fleetproxy.control.analytics.ingest import Feed, Ingest
 from fleetproxy.control.analytics.journal import Journal
 from fleetproxy.control.analytics.retention import Retention
+from fleetproxy.control.analytics.sandbox import Answer, answer
 from fleetproxy.errors import QueryLimit, QueryTimeout, StoreUnavailable
 from fleetproxy.settings import Analytics
 
@@ -35,6 +36,8 @@ LOOK_S = 0.5
 #: Questions answered at once, and how many more may wait.
 READERS = 4
 READERS_WAITING = 16
+#: Of those, how many may be people's own SQL.
+ASKED = 2
 #: A flush gives up on a long backlog after this; what is left comes with the next looks.
 FLUSH_S = 2.0
 BACK_OFF_MAX_S = 30.0
@@ -159,6 +162,13 @@ class Store:
                 if loop.time() - began_s > limit_s:
                     return
 
+    async def ask(self, sql: str) -> Answer:
+        """Answer somebody's own SQL: one SELECT or EXPLAIN. Raises BadQuery besides what `read` raises."""
+        if sum(reading.asked for reading in self._reading) >= ASKED:
+            self.queries["refused"] += 1
+            raise QueryLimit
+        return await self._run(_Reading(asked=True), lambda cursor: answer(cursor, sql, self.settings.query_rows))
+
     async def read(self, work: Work[T], *, timeout_s: float | None = None) -> T:
         """Run `work` with a cursor, off the loop, in one read-only transaction.
 
@@ -167,8 +177,10 @@ class Store:
         if len(self._reading) >= READERS + READERS_WAITING:
             self.queries["refused"] += 1
             raise QueryLimit
+        return await self._run(_Reading(), work, timeout_s)
+
+    async def _run(self, reading: _Reading, work: Work[T], timeout_s: float | None = None) -> T:
         loop = asyncio.get_running_loop()
-        reading = _Reading()
         self._reading.add(reading)
         limit_s = timeout_s or self.settings.query_timeout_s
         timer = loop.call_later(limit_s, self._stop, reading, loop)
@@ -351,7 +363,9 @@ class Store:
 class _Reading:
     """One question, from its asking to its answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, asked: bool = False) -> None:
+        #: It is somebody's own SQL.
+        self.asked = asked
         self.cursor: duckdb.DuckDBPyConnection | None = None
         #: Its time is over, or its asker has gone.
         self.stopped = False

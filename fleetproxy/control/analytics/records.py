@@ -1,0 +1,50 @@
+"""What the API asks the store about requests: the list, the analytics, people's own SQL. Newest rows included."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fleetproxy.control.analytics import queries
+from fleetproxy.control.analytics.queries import Window
+from fleetproxy.control.analytics.sandbox import Answer
+from fleetproxy.control.analytics.store import Store
+
+
+class Records:
+    """In the app's state as "records".
+
+    `hosts` gives the address of each backend as `host:port`, by name. Raises StoreUnavailable, QueryTimeout, QueryLimit.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        hosts: Callable[[], dict[str, str]],
+        wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self.store = store
+        self._hosts = hosts
+        self._wall_us = wall_us
+
+    async def requests(
+        self, hours: int, *, filters: dict[str, str], before: int | None = None, limit: int = queries.LIST_ROWS
+    ) -> dict[str, Any]:
+        """`GET /api/requests`."""
+        await self.store.flush()
+        window, hosts = Window(hours, self._wall_us()), self._hosts()
+        return await self.store.read(
+            lambda cursor: queries.requests(cursor, window, hosts, filters=filters, before=before, limit=limit)
+        )
+
+    async def analytics(self, hours: int, *, fill: bool = False) -> dict[str, Any]:
+        """`GET /api/analytics`."""
+        await self.store.flush()
+        window = Window(hours, self._wall_us())
+        return await self.store.read(lambda cursor: queries.analytics(cursor, window, fill=fill))
+
+    async def ask(self, sql: str) -> Answer:
+        """`POST /api/query`. Raises BadQuery too."""
+        await self.store.flush()
+        return await self.store.ask(sql)

@@ -1,0 +1,247 @@
+"""SQL that people write: exactly one SELECT or EXPLAIN, read only, bounded in time, rows and bytes.
+
+The walls, each enough for what it guards:
+
+    the instance    no files but the spool's, no extensions, settings locked (`database.harden`)
+    the transaction READ ONLY
+    the statement   one SELECT, or EXPLAIN of one; of table functions only `TABLE_FUNCTIONS`; no tables by file name
+    the caller      an administrator; two queries at once; `analytics.query_timeout_s`, then an interrupt
+
+DuckDB cannot interrupt a function that builds one value, nor does its memory limit see that value: `SIZED` functions
+take small constant sizes only. Memory and thread settings are per instance, so a query shares them with loading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+import msgspec
+import orjson
+
+from fleetproxy.control.analytics.database import judge
+from fleetproxy.errors import BadQuery
+
+SQL_CHARACTERS = 100_000
+RESULT_BYTES = 16 * 1024 * 1024
+#: Longest text or list a `SIZED` function may build for one row.
+SIZE_LIMIT = 10_000
+_FETCH_ROWS = 500
+
+TABLE_FUNCTIONS = frozenset({
+    "range", "generate_series", "unnest", "json_each", "json_tree", "pragma_table_info", "pragma_show",
+    "pragma_version", "pragma_database_size", "pragma_storage_info", "duckdb_columns", "duckdb_constraints",
+    "duckdb_databases", "duckdb_functions", "duckdb_indexes", "duckdb_keywords", "duckdb_memory", "duckdb_schemas",
+    "duckdb_sequences", "duckdb_settings", "duckdb_tables", "duckdb_types", "duckdb_views", "pg_timezone_names",
+})  # fmt: skip
+#: Functions that build a value as long as they are told -> the arguments that tell.
+SIZED: dict[str, tuple[int, ...]] = {
+    "repeat": (1,), "lpad": (1,), "rpad": (1,), "bitstring": (1,), "list_resize": (1,), "array_resize": (1,),
+    "range": (0, 1), "generate_series": (0, 1),
+}  # fmt: skip
+#: Functions with effects outside of the query.
+_REFUSED = frozenset({"write_log", "sleep_ms", "nextval", "setseed"})
+
+_EXPLAIN = re.compile(
+    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*explain\b\s*(?P<analyze>analyze\b)?\s*"
+    r"(?P<options>\(\s*(?:analyze|format\s+\w+)(?:\s*,\s*(?:analyze|format\s+\w+))*\s*\))?",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class Question(msgspec.Struct, frozen=True):
+    """A statement that may run."""
+
+    select: str
+    #: "EXPLAIN ..." to put before it; "" to run it.
+    explain: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    columns: tuple[str, ...]
+    #: DuckDB's type of each column.
+    types: tuple[str, ...]
+    #: JSON values, one list per row.
+    rows: list[list[Any]]
+    #: There was more than "rows" or "bytes" allow; None: this is all.
+    truncated: str | None = None
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Rows as objects; of columns with one name the later ones get a number: `n`, `n_2`."""
+        names = unique(self.columns)
+        return [dict(zip(names, row, strict=True)) for row in self.rows]
+
+
+def answer(cursor: duckdb.DuckDBPyConnection, sql: str, most_rows: int) -> Answer:
+    """Run one question. The cursor is in a read-only transaction. Raises BadQuery; InterruptException goes through."""
+    question = read(cursor, sql)
+    try:
+        if question.explain:
+            cursor.execute(f"{question.explain} {question.select}")
+            text = "\n".join(str(row[-1]) for row in cursor.fetchall())
+            return Answer(("plan",), ("VARCHAR",), [[line] for line in text.splitlines()])
+        return _rows(cursor, question.select, most_rows)
+    except duckdb.Error as error:
+        raise _explained(error) from None
+
+
+def read(cursor: duckdb.DuckDBPyConnection, sql: str) -> Question:
+    """What the text asks. Raises BadQuery when that is not one SELECT, or more than it may."""
+    if len(sql) > SQL_CHARACTERS:
+        raise BadQuery(f"The query is longer than {SQL_CHARACTERS} characters")
+    try:
+        statement = _one(cursor, sql)
+        question = Question(_bare(cursor, statement.query))
+        if statement.type == duckdb.StatementType.EXPLAIN:
+            found = _EXPLAIN.match(sql)
+            if found is None:
+                raise BadQuery("EXPLAIN takes ANALYZE and (FORMAT ...) only")
+            statement = _one(cursor, sql[found.end() :])
+            explain = " ".join(filter(None, ("EXPLAIN", found["analyze"], found["options"])))
+            question = Question(_bare(cursor, statement.query), explain)
+        if statement.type != duckdb.StatementType.SELECT:
+            raise BadQuery("Only SELECT and EXPLAIN of a SELECT are answered; the data cannot be changed from here")
+        row = cursor.execute("SELECT json_serialize_sql(?)", [question.select]).fetchone()
+    except duckdb.Error as error:
+        raise _explained(error) from None
+    try:
+        tree = orjson.loads(row[0]) if row else {"error": True}
+        if tree["error"]:
+            raise BadQuery("This form of SELECT is not supported here; write it with GROUP BY, FILTER and CASE")
+        for fault in _faults(tree):
+            raise BadQuery(fault)
+    except (orjson.JSONDecodeError, RecursionError):
+        raise BadQuery("The query is nested too deeply") from None
+    return question
+
+
+def unique(names: tuple[str, ...]) -> list[str]:
+    taken: set[str] = set()
+    result = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        taken.add(candidate)
+        result.append(candidate)
+    return result
+
+
+def json_value(value: Any) -> Any:
+    """A value of DuckDB's as JSON can hold it. Instants are UTC, and say so."""
+    match value:
+        case None | bool() | str():
+            return value
+        case int():
+            # Beyond 2^53 JavaScript would round it.
+            return value if -(2**53) <= value <= 2**53 else str(value)
+        case float():
+            return value if value - value == 0 else None  # neither NaN nor infinite
+        case Decimal():
+            return float(value)
+        case datetime():
+            return f"{value.isoformat()}Z" if value.tzinfo is None else value.isoformat()
+        case date():
+            return value.isoformat()
+        case list() | tuple():
+            return [json_value(item) for item in value]
+        case dict():
+            return {str(key): json_value(item) for key, item in value.items()}
+        case bytes():
+            return value.hex()
+        case _:
+            return str(value)
+
+
+def _one(cursor: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+    statements = cursor.extract_statements(sql)
+    if len(statements) != 1:
+        raise BadQuery(f"Send exactly one statement; {len(statements) or 'none'} came")
+    return statements[0]
+
+
+def _bare(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """One statement's text without its semicolon and what follows it, so that it fits between brackets."""
+    head, semicolon, tail = sql.rpartition(";")
+    return head if semicolon and not cursor.extract_statements(tail) else sql
+
+
+def _rows(cursor: duckdb.DuckDBPyConnection, select: str, most_rows: int) -> Answer:
+    relation = cursor.sql(select)
+    columns, types = tuple(relation.columns), tuple(str(kind) for kind in relation.types)
+    shown = ", ".join(
+        # What Python has no exact value for comes as text.
+        f"CAST(#{n} AS VARCHAR)" if any(word in kind for word in ("TIME ZONE", "INTERVAL", "BIT", "BLOB")) else f"#{n}"
+        for n, kind in enumerate(types, 1)
+    )
+    cursor.execute(f"SELECT {shown} FROM (\n{select}\n) LIMIT {most_rows + 1}")  # noqa: S608
+    rows: list[list[Any]] = []
+    size = 0
+    while fetched := cursor.fetchmany(_FETCH_ROWS):
+        piece = [[json_value(value) for value in row] for row in fetched]
+        size += len(orjson.dumps(piece))
+        if size > RESULT_BYTES:
+            return Answer(columns, types, rows, "bytes")
+        rows += piece
+        if len(rows) > most_rows:
+            return Answer(columns, types, rows[:most_rows], "rows")
+    return Answer(columns, types, rows)
+
+
+def _faults(node: Any) -> Iterator[str]:
+    """What a parsed SELECT may not contain, as sentences."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _faults(item)
+        return
+    if not isinstance(node, dict):
+        return
+    match node.get("type"), node.get("class"):
+        case "TABLE_FUNCTION", _:
+            function = node["function"]
+            name = str(function.get("function_name", "")).lower()
+            if name not in TABLE_FUNCTIONS:
+                yield f"{name}() cannot be used here: queries read the tables of the store, nothing else"
+            yield from _faults(function.get("children"))
+            node = {key: value for key, value in node.items() if key != "function"}
+        case "BASE_TABLE", _:
+            name = str(node.get("table_name", ""))
+            if re.search(r"[/\\.*?:]", name):
+                yield f"{name!r} is no table: files cannot be read from here"
+        case _, "FUNCTION":
+            yield from _function_faults(node)
+    for value in node.values():
+        yield from _faults(value)
+
+
+def _function_faults(node: dict[str, Any]) -> Iterator[str]:
+    name = str(node.get("function_name", "")).lower()
+    if name in _REFUSED:
+        yield f"{name}() cannot be used here"
+    children = node.get("children") or []
+    for position in SIZED.get(name, ()):
+        if position < len(children) and not _small(children[position]):
+            hint = f"; as a table, FROM {name}(...), it may be of any size" if name in TABLE_FUNCTIONS else ""
+            yield f"{name}() takes plain numbers up to {SIZE_LIMIT} here{hint}"
+            return
+
+
+def _small(node: Any) -> bool:
+    value = node.get("value") if isinstance(node, dict) and node.get("class") == "CONSTANT" else None
+    number = value.get("value") if isinstance(value, dict) else None
+    return isinstance(number, int) and 0 <= number <= SIZE_LIMIT
+
+
+def _explained(error: duckdb.Error) -> Exception:
+    """DuckDB's error as one for whoever wrote the SQL; what is not about the SQL stays as it is."""
+    if isinstance(error, duckdb.InterruptException):
+        return error
+    trouble = judge(error)
+    if trouble == "memory":
+        return BadQuery("The query needs more memory than analytics.memory_bytes allows; ask for less at once")
+    return BadQuery(str(error).strip()) if trouble == "failed" else error
