@@ -58,18 +58,15 @@ def _record(perf: str, target: Target, data: Path, work: Callable[[Target], Load
 
 
 def _report(perf: str, data: Path) -> str:
-    command = (
-        perf,
-        "report",
-        "-i",
-        str(data),
-        "--stdio",
-        "-g",
-        "none",
-        "--percent-limit",
-        "0.5",
-        "--sort",
-        "comm,dso,sym",
+    """Own time per thread and library, then per symbol with what it called."""
+    views = (
+        ("own time per thread and library", ("--no-children", "--sort", "tid,dso", "--percent-limit", "1")),
+        ("symbols with what they called", ("--children", "--sort", "dso,sym", "--percent-limit", "2")),
     )
-    done = subprocess.run(command, check=False, capture_output=True, encoding="utf-8", errors="replace")
-    return "\n".join(line.rstrip() for line in done.stdout.splitlines() if line and not line.startswith("#"))
+    texts = []
+    for title, options in views:
+        command = (perf, "report", "-i", str(data), "--stdio", "-g", "none", *options)
+        done = subprocess.run(command, check=False, capture_output=True, encoding="utf-8", errors="replace")
+        lines = [line.rstrip() for line in done.stdout.splitlines() if line and not line.startswith("#")]
+        texts.append("\n".join([f"{title}:", *lines]))
+    return "\n\n".join(texts)
