@@ -17,7 +17,7 @@ import hashlib
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal, Self
 
 import msgspec
@@ -36,7 +36,7 @@ from fleetproxy.testing.script import (
     poll_answers,
     response,
 )
-from fleetproxy.testing.streams import Plain, Stream, Tls
+from fleetproxy.testing.streams import Plain, Stream, Tls, deaf
 
 #: Body bytes kept of one request; all of them are counted and hashed.
 KEEP_BODY_BYTES = 1 << 20
@@ -225,6 +225,10 @@ class FaultUpstream:
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
+    @property
+    def listening(self) -> bool:
+        return self._listener is not None
+
     async def __aenter__(self) -> Self:
         self.listen()
         return self
@@ -253,6 +257,15 @@ class FaultUpstream:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+
+    @contextlib.asynccontextmanager
+    async def deaf(self) -> AsyncIterator[None]:
+        """For the length of the block, connections to the port never complete."""
+        await self.refuse()
+        await self.hang_up()
+        with deaf(self.host, self.port):
+            yield
+        self.listen()
 
     async def close(self) -> None:
         """Close the port and break off every connection."""

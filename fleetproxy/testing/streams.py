@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 
 class Stream(ABC):
@@ -91,3 +92,18 @@ class Tls(Stream):
     async def _flush(self) -> None:
         while data := self._out.read():
             await self._loop.sock_sendall(self.sock, data)
+
+
+@contextlib.contextmanager
+def deaf(host: str, port: int) -> Iterator[None]:
+    """A port whose connections never complete: its backlog is full, so the kernel drops every further SYN."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            filler.setblocking(False)
+            filler.connect_ex((host, port))
+        yield

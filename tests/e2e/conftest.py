@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+import pytest_asyncio
 
 from fleetproxy.testing.service import Service
 from fleetproxy.testing.spawned import FakeProcess
+from fleetproxy.testing.stage import Stage
 
 #: Every fake of these tests has this seed and this moment, so that equal requests give equal bytes.
 SAME = {"seed": 7, "epoch": 1_760_000_000, "speed": 0}
@@ -112,3 +115,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         found = re.match(r"test_([ucjsp])(\d\d)_", item.name)
         if found:
             item.user_properties.append(("case", f"{found[1].upper()}-{int(found[2])}"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running_stage(processes: int, folder: Path) -> AsyncIterator[Stage]:
+    made = await Stage.open(folder / f"stage-{processes}", processes=processes)
+    yield made
+    await made.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stage(running_stage: Stage) -> AsyncIterator[Stage]:
+    """Scripted upstreams behind a service; when the test ends, the oracle and one record for each request."""
+    await running_stage.reset()
+    yield running_stage
+    await running_stage.settle()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def open_stage(folder: Path) -> AsyncIterator[Callable[..., Awaitable[Stage]]]:
+    """Stages of one's own, for settings of one's own."""
+    made: list[Stage] = []
+
+    async def make(**options: Any) -> Stage:
+        made.append(await Stage.open(folder / f"own-{uuid4().hex[:8]}", **options))
+        return made[-1]
+
+    yield make
+    for stage in made:
+        await stage.close()
