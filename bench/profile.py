@@ -53,7 +53,7 @@ def _record(perf: str, target: Target, data: Path, work: Callable[[Target], Load
     work(target)
     recording.send_signal(signal.SIGINT)
     _, complaint = recording.communicate(timeout=60)
-    if not data.exists():
+    if not data.exists() or not data.stat().st_size:
         raise BenchError(f"perf recorded nothing: {complaint.strip()}")
 
 
