@@ -201,6 +201,12 @@ class ModelUnknown(ProxyError):
         super().__init__(f"model '{model}' not found on any available server{hint}")
 
 
+class DialectUnspoken(ProxyError):
+    """The servers that have this model do not speak this path."""
+
+    status, code = 404, "dialect_unspoken"
+
+
 class ServerUnknown(ProxyError):
     """The server named by X-Ollama-Pin-Server does not exist."""
 
@@ -328,3 +334,15 @@ class BackendRefused(BackendError):
     """Every server that has this model refused the request."""
 
     code = "backend_refused"
+
+
+class WorkerRefused(BackendError):
+    """The worker takes no requests now, or not this one; it never saw it."""
+
+    status, code, resendable, retry_after_s = 503, "worker_refused", True, 1.0
+
+
+class WorkerBusy(WorkerRefused):
+    """The worker has all the requests it takes at once; it never saw this one."""
+
+    code = "worker_busy"

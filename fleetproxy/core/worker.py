@@ -18,7 +18,7 @@ MAX_LABEL_CHARACTERS = 128
 MAX_CONCURRENCY = 1024
 MAX_BATCH = 65536
 #: What one worker's model lists may hold; more is left out (its models are routed all the same).
-MAX_LISTING_BYTES = 256 * 1024
+MAX_LISTING_BYTES = 512 * 1024
 
 Status = Literal["idle", "not_ready", "draining"]
 WireProtocol = Literal["fleetproxy.v1", "nfrx"]
@@ -47,7 +47,10 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def size_bytes(self) -> int:
-        return len(self.ps) + len(self.tags) + len(self.v1_models)
+        """Roughly, and not less than what it takes on the wire."""
+        models: tuple[ResidentModel | DiskModel, ...] = (*self.resident, *self.on_disk)
+        texts = sum(len(text) * 4 + 64 for model in models for text in _texts(model))
+        return len(self.ps) + len(self.tags) + len(self.v1_models) + texts
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,6 +115,18 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_heartbeat_s: float = 0.0
     cpu_percent: float = 0.0
     ram_percent: float = 0.0
+
+    def light(self) -> Worker:
+        """The same without the raw lists, which only control needs."""
+        listing = self.offer.listing
+        if listing is None:
+            return self
+        offer = msgspec.structs.replace(self.offer, listing=Listing(resident=listing.resident, on_disk=listing.on_disk))
+        return msgspec.structs.replace(self, offer=offer)
+
+
+def _texts(model: ResidentModel | DiskModel) -> Iterable[str]:
+    return [value for value in msgspec.structs.astuple(model) if isinstance(value, str)]
 
 
 def printable(text: str, most: int) -> str:

@@ -6,10 +6,14 @@ import asyncio
 import itertools
 import logging
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from fleetproxy.hub import line
 from fleetproxy.hub.line import WaitingLine
+from fleetproxy.hub.streams import Stream, StreamEnd
+from fleetproxy.hub.tunnels import Tunnels
+from fleetproxy.hub.workers import Workers
 from fleetproxy.transport.framed import FramedConnection
 from fleetproxy.wire import frames, payloads
 from fleetproxy.wire.frames import Frame, FrameError
@@ -28,13 +32,24 @@ class Proxy:
         self.connection = connection
         #: Its name, once it has registered.
         self.process: str | None = None
+        #: Its open streams.
+        self.streams: dict[int, StreamEnd] = {}
+        #: The highest stream it has opened: numbers only grow.
+        self.opened = 0
+        self.send = connection.send
+        self.send_data = connection.send_data
 
 
 class Proxies:
-    """Serves hub.sock; hands each frame to whom it concerns."""
+    """Serves hub.sock; hands each frame to whom it concerns. `greeting()` is what a new connection is told first."""
 
-    def __init__(self, waiting: WaitingLine) -> None:
+    def __init__(
+        self, waiting: WaitingLine, workers: Workers, tunnels: Tunnels, greeting: Callable[[], bytes] = bytes
+    ) -> None:
         self._waiting = waiting
+        self._workers = workers
+        self._tunnels = tunnels
+        self._greeting = greeting
         self._by_connection: dict[FramedConnection, Proxy] = {}
         self._numbers = itertools.count(1)
         self._empty = asyncio.Event()
@@ -58,6 +73,12 @@ class Proxies:
         for connection in tuple(self._by_connection):
             connection.abort()
 
+    def tell(self, data: bytes) -> None:
+        """Send frames to every proxy process."""
+        for proxy in tuple(self._by_connection.values()):
+            if proxy.process is not None:
+                proxy.send(data)
+
     def _made(self, connection: FramedConnection) -> None:
         if len(self._by_connection) >= MAX_CONNECTIONS:
             self.refused += 1
@@ -72,6 +93,8 @@ class Proxies:
             return  # refused at the door, its bytes were on the way
         if proxy.process is None:
             self._register(proxy, frame)
+        elif frame.stream:
+            self._stream(proxy, frame)
         elif frame.kind in line.KINDS:
             self._waiting.frame(proxy.number, frame.kind, frame.payload)
         else:
@@ -82,12 +105,44 @@ class Proxies:
             raise FrameError(f"the first frame was {frames.NAMES[frame.kind]}, not REGISTER")
         proxy.process = payloads.decode(frame.payload, payloads.Register).process
         proxy.connection.name = proxy.process
-        self._waiting.connect(proxy.number, proxy.connection.send)
+        self._waiting.connect(proxy.number, proxy.send)
+        proxy.send(self._greeting())
+
+    def _stream(self, proxy: Proxy, frame: Frame) -> None:
+        if frame.kind == frames.OPEN:
+            if frame.stream <= proxy.opened:
+                raise FrameError(f"stream {frame.stream} was opened before")
+            proxy.opened = frame.stream
+            self._open(proxy, frame.stream, payloads.decode(frame.payload, payloads.Open))
+            return
+        stream = proxy.streams.get(frame.stream)
+        if stream is not None:
+            stream.frame(frame.kind, frame.payload)
+        elif frame.stream > proxy.opened:
+            raise FrameError(f"stream {frame.stream} was never opened")
+        # else it has ended here while this was on its way
+
+    def _open(self, proxy: Proxy, number: int, opening: payloads.Open) -> None:
+        match opening.to:
+            case "worker":
+                worker = self._workers.find(opening.column, opening.who)
+                if worker is None:
+                    gone = payloads.encode(payloads.Reset("connect_failed"))
+                    proxy.send(frames.encode(frames.RESET, number, gone))
+                    return
+                stream = proxy.streams[number] = Stream(proxy, number, worker)
+                worker.take(stream, opening.request)
+            case "tunnel":
+                self._tunnels.open(proxy, number, opening.request)
+            case _:
+                raise FrameError(f"there is nothing called {opening.to} behind the hub")
 
     def _lost(self, connection: FramedConnection) -> None:
         proxy = self._by_connection.pop(connection, None)
         if proxy is not None and proxy.process is not None:
             self._waiting.disconnect(proxy.number)
+            for stream in tuple(proxy.streams.values()):
+                stream.abandon()
         if not self._by_connection:
             self._empty.set()
 

@@ -1,7 +1,7 @@
 """The load board: requests in flight, in a file every process maps.
 
-A matrix of 32-bit counters. Row 0 belongs to the hub and holds how many exchanges wait for each column; rows 1..N belong
-to the proxy processes. A cell has exactly one writer, so no lock is taken and no message sent: a reader sums a column.
+A matrix of 32-bit counters. Row 0 belongs to the hub and holds how many exchanges wait for each column; rows 1..N
+belong to the proxy processes. A cell has exactly one writer, so no lock is taken and no message sent: a reader sums a column.
 
     header  16 bytes: magic "fpB1", rows, columns, 0 (little-endian u32)
     cells   rows x columns x int32
@@ -31,8 +31,9 @@ def create(path: Path, processes: int) -> None:
     rows = processes + 1
     with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(_HEADER.pack(_MAGIC, rows, COLUMNS, 0))
-        file.truncate(_HEADER.size + rows * COLUMNS * 4)
-    os.replace(temporary, path)
+        # Written, not only sized: a page of a file with holes that a full disk has no room for kills who touches it.
+        file.write(bytes(rows * COLUMNS * 4))
+    temporary.replace(path)
 
 
 class Board:
@@ -42,7 +43,7 @@ class Board:
     """
 
     def __init__(self, path: Path, row: int | None = None) -> None:
-        with open(path, "r+b") as file:
+        with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 0)
         magic, rows, columns, _ = _HEADER.unpack_from(self._map)
         if magic != _MAGIC or columns != COLUMNS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from fleetproxy.core.table import Snapshot
+from fleetproxy.core.worker import Worker
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
@@ -63,4 +64,37 @@ class Count(msgspec.Struct, tag=True, frozen=True):
     gauges: dict[str, float]
 
 
-Message = Hello | Publish | Acknowledge | Rotate | Rotated | Observe | Count
+class WorkersSeen(msgspec.Struct, tag=True, frozen=True):
+    """The hub to control: dial-in workers that came, changed or left.
+
+    A hub that has just connected sends `whole`: these are all there are, others known from before are gone.
+    """
+
+    present: tuple[Worker, ...] = ()
+    #: (family, id) of those that have left.
+    left: tuple[tuple[str, str], ...] = ()
+    whole: bool = False
+
+
+class Pulse(msgspec.Struct, frozen=True, array_like=True):
+    """How one connected worker is doing."""
+
+    family: str
+    id: str
+    #: Seconds since the epoch.
+    last_heartbeat_s: float
+    cpu_percent: float = 0.0
+    ram_percent: float = 0.0
+    in_flight: int = 0
+    #: Requests since it connected that have ended, and of them those its leaving broke off.
+    processed: int = 0
+    failed: int = 0
+
+
+class WorkersPulse(msgspec.Struct, tag=True, frozen=True):
+    """The hub to control, every few seconds: signs of life of all connected workers."""
+
+    pulses: tuple[Pulse, ...] = ()
+
+
+Message = Hello | Publish | Acknowledge | Rotate | Rotated | Observe | Count | WorkersSeen | WorkersPulse

@@ -8,7 +8,9 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
+from fleetproxy.core.worker import Worker
 from fleetproxy.transport.framed import FramedConnection
 from fleetproxy.wire import frames, payloads
 from fleetproxy.wire.frames import Frame, FrameError
@@ -19,9 +21,19 @@ BACKOFF_S, BACKOFF_MAX_S = 0.05, 1.0
 GOOD_S = 5.0
 
 
+class Stream(Protocol):
+    """Our end of a stream."""
+
+    def frame(self, kind: int, payload: bytes) -> None:
+        """A frame of the stream. FrameError from it ends the connection."""
+
+    def lost(self) -> None:
+        """The hub is gone, and the stream with it."""
+
+
 class HubClient:
     """Frames to and from the hub. Who wants frames of stream 0 says so with `on`; who wants to know of coming and going
-    of the hub, with `watch`."""
+    of the hub, with `watch`; of the workers connected there, with `watch_workers`."""
 
     def __init__(
         self,
@@ -42,8 +54,14 @@ class HubClient:
         self._connection: FramedConnection | None = None
         self._handlers: dict[int, Callable[[bytes], None]] = {}
         self._watchers: list[Callable[[bool], None]] = []
+        self._worker_watchers: list[Callable[[], None]] = []
+        self._streams: dict[int, Stream] = {}
+        self._last_stream = 0
+        #: The dial-in workers the hub has, by family and id. Empty while the hub is away.
+        self.workers: dict[tuple[str, str], Worker] = {}
         #: Connections made, since start.
         self.connections = 0
+        self.on(frames.PRESENCE, self._presence)
 
     @property
     def connected(self) -> bool:
@@ -56,6 +74,26 @@ class HubClient:
     def watch(self, watcher: Callable[[bool], None]) -> None:
         """Call `watcher(True)` when the hub has become reachable, `watcher(False)` when it was lost."""
         self._watchers.append(watcher)
+
+    def watch_workers(self, watcher: Callable[[], None]) -> None:
+        """Call `watcher()` when `workers` has changed."""
+        self._worker_watchers.append(watcher)
+
+    def open(self, stream: Stream) -> int | None:
+        """A number for a new stream; None when the hub is not there. Its opener sends the OPEN frame."""
+        if self._connection is None:
+            return None
+        self._last_stream = number = self._last_stream + 1
+        self._streams[number] = stream
+        return number
+
+    def forget(self, number: int) -> None:
+        """The stream is over: frames that still come for it are dropped."""
+        self._streams.pop(number, None)
+
+    @property
+    def open_streams(self) -> int:
+        return len(self._streams)
 
     def send(self, data: bytes) -> bool:
         """Hand whole frames to the hub; never blocks. False when it is not there."""
@@ -92,6 +130,7 @@ class HubClient:
     def _found(self, connection: FramedConnection) -> None:
         connection.name = "the hub"
         self._connection = connection
+        self._last_stream = 0
         self.connections += 1
         connection.send(self._register)
         for watcher in self._watchers:
@@ -99,11 +138,34 @@ class HubClient:
 
     def _lost(self) -> None:
         self._connection = None
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.lost()
+        if self.workers:
+            self.workers = {}
+            self._workers_changed()
         for watcher in self._watchers:
             watcher(False)
 
+    def _presence(self, payload: bytes) -> None:
+        news = payloads.decode(payload, payloads.Presence)
+        if news.worker is not None:
+            self.workers[news.worker.family, news.worker.id] = news.worker
+        if news.left is not None:
+            self.workers.pop(news.left, None)
+        self._workers_changed()
+
+    def _workers_changed(self) -> None:
+        for watcher in self._worker_watchers:
+            watcher()
+
     def _frame(self, _: FramedConnection, frame: Frame) -> None:
+        if frame.stream:
+            stream = self._streams.get(frame.stream)
+            if stream is not None:
+                stream.frame(frame.kind, frame.payload)
+            return
         handler = self._handlers.get(frame.kind)
-        if frame.stream or handler is None:
+        if handler is None:
             raise FrameError(f"a {frames.NAMES[frame.kind]} frame is not for a proxy process")
         handler(frame.payload)

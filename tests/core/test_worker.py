@@ -17,7 +17,7 @@ OFFERS = st.builds(
     kind=st.sampled_from(["worker", "ollama", "openai"]),
     host=HOSTS,
     vram_bytes=st.none() | st.integers(),
-    listing=st.none() | st.builds(Listing, tags=st.integers(0, 400_000).map(bytes)),
+    listing=st.none() | st.builds(Listing, tags=st.integers(0, 700_000).map(bytes)),
 )
 
 

@@ -14,8 +14,12 @@ import pytest
 from fleetproxy.core.backend import Backend
 from fleetproxy.core.table import Limits, RoutedBackend, RoutingTable, Snapshot
 from fleetproxy.errors import NoBackend, QueueFull, QueueTimeout
+from fleetproxy.hub.door import Door
 from fleetproxy.hub.line import WaitingLine
 from fleetproxy.hub.proxies import Proxies
+from fleetproxy.hub.session import Sessions
+from fleetproxy.hub.tunnels import Tunnels
+from fleetproxy.hub.workers import Workers
 from fleetproxy.link import board as load_board
 from fleetproxy.link.board import Board
 from fleetproxy.proxy.waiting import Waiting
@@ -53,8 +57,10 @@ class House:
         self.stack = AsyncExitStack()
 
     async def open(self, first: Snapshot) -> None:
-        self.line = WaitingLine(self.board, asyncio.get_running_loop())
-        self.proxies = Proxies(self.line)
+        loop = asyncio.get_running_loop()
+        self.line = WaitingLine(self.board, loop)
+        workers = Workers(self.board, self.line, loop, lambda news: None)
+        self.proxies = Proxies(self.line, workers, Tunnels(Door(Sessions(workers, loop), loop)))
         self.server = await self.proxies.listen(self.path)
         self.line.publish(first)
 

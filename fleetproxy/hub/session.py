@@ -1,0 +1,315 @@
+"""One worker's socket, from the first message to the last: who it is, whether it lives, whether it keeps the rules."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
+from fleetproxy.core import dialin
+from fleetproxy.core.worker import Host, Offer, Status
+from fleetproxy.hub.agent_link import AgentLink
+from fleetproxy.hub.nfrx_link import Held, NfrxLink
+from fleetproxy.hub.sockets import Socket
+from fleetproxy.hub.streams import Link
+from fleetproxy.hub.workers import Connected, Credentials, Workers
+from fleetproxy.wire import frames, nfrx, payloads
+from fleetproxy.wire.frames import FrameError
+
+_log = logging.getLogger("fleetproxy.hub")
+
+#: From the handshake to the register message.
+REGISTER_S = 5.0
+#: A worker that says nothing for this long is dead.
+SILENCE_S = 15.0
+#: One that takes nothing of what is sent to it for this long is as good as dead.
+STALL_S = 30.0
+#: Messages a second a worker may send, on average; and at once, beyond that.
+MESSAGES_PER_S, MESSAGES_BURST = 20_000, 40_000
+#: Breaches of its protocol until a worker has to go.
+MAX_VIOLATIONS = 100
+
+POLICY, PROTOCOL, TRY_LATER = 1008, 1002, 1013
+
+
+class Sessions:
+    """What all sessions share."""
+
+    def __init__(self, workers: Workers, loop: asyncio.AbstractEventLoop) -> None:
+        self.workers = workers
+        self.loop = loop
+        self.rules = dialin.Rules()
+        self.held = Held()
+        #: Of sockets that have not registered yet.
+        self.strangers = 0
+        self.open: set[Session] = set()
+        #: Since start, by word: "unauthorized", "expected_register", "silent", "stalled", "flood", "protocol",
+        #: and of messages: "late", "foreign", "ignored", "violations", "slow_caller".
+        self.counts: Counter[str] = Counter()
+        #: Told the address of each socket that showed a wrong key.
+        self.on_wrong_key: Callable[[str], None] = lambda address: None
+
+    def sweep(self) -> None:
+        """Once a second: who is silent, who is stuck."""
+        now_s = self.loop.time()
+        for session in tuple(self.open):
+            session.look(now_s)
+
+    def count(self, word: str) -> None:
+        self.counts[word] += 1
+
+    def close(self, code: int, reason: str) -> None:
+        for session in tuple(self.open):
+            session.close(code, reason)
+
+
+class Session:
+    """A `sockets.Guest`: the far end is a worker, or wants to be one."""
+
+    def __init__(
+        self,
+        socket: Socket,
+        sessions: Sessions,
+        *,
+        family: str,
+        ours: bool,
+        header_key: str,
+        roles: tuple[str, ...],
+    ) -> None:
+        """`ours`: the subprotocol fleetproxy.v1 was agreed on."""
+        self._socket = socket
+        self._sessions = sessions
+        self._family = family
+        self._ours = ours
+        self._header_key = header_key
+        self._roles = roles
+        self._connected: Connected | None = None
+        self._link: Link | None = None
+        self._closing = False
+        self._violations = 0
+        now_s = sessions.loop.time()
+        self._heard_s = self._moved_s = self._counted_s = now_s
+        self._unsent = 0
+        self._allowance = float(MESSAGES_BURST)
+        self._timer = sessions.loop.call_later(REGISTER_S, self._nothing_came)
+        sessions.strangers += 1
+        sessions.open.add(self)
+        if dialin.authorised(sessions.rules, header_key=header_key, message_key="", roles=roles):
+            socket.trust()
+
+    # --- Guest -------------------------------------------------------------------------------------------------------
+
+    def message(self, data: str | bytes) -> None:
+        if self._closing:
+            return
+        sessions = self._sessions
+        now_s = self._heard_s = sessions.loop.time()
+        self._allowance -= 1.0
+        if self._allowance < 0.0:
+            self._allowance = min(MESSAGES_BURST, (now_s - self._counted_s) * MESSAGES_PER_S)
+            self._counted_s = now_s
+            if self._allowance < 1.0:
+                self._dismiss("flood", POLICY)
+                return
+        if self._link is not None:
+            try:
+                self._link.message(data)
+            except FrameError as error:
+                _log.warning("worker %s broke the protocol: %s", self._name, error)
+                self._dismiss("protocol", PROTOCOL)
+        elif self._ours:
+            self._enrol(data)
+        else:
+            self._register(data)
+
+    def lost(self) -> None:
+        self._timer.cancel()
+        self._sessions.open.discard(self)
+        if self._connected is None:
+            self._sessions.strangers -= 1
+        else:
+            self._sessions.workers.leave(self._connected)
+        self._closing = True
+
+    # --- coming in ---------------------------------------------------------------------------------------------------
+
+    def _nothing_came(self) -> None:
+        self._refuse(nfrx.EXPECTED_REGISTER)
+
+    def _register(self, data: str | bytes) -> None:
+        try:
+            message = nfrx.read_agent(data)
+        except nfrx.NfrxError:
+            message = nfrx.Other(type="")
+        if not isinstance(message, nfrx.Register):
+            self._refuse(nfrx.EXPECTED_REGISTER)
+            return
+        offer = merged(Offer(), message.max_concurrency, message.models, message.agent_config)
+        self._enter(
+            message.client_key,
+            Credentials(
+                family=self._family,
+                worker_id=message.worker_id,
+                worker_name=message.worker_name,
+                protocol="nfrx",
+                version=message.version,
+                build_sha=message.build_sha,
+                build_date=message.build_date,
+                remote=self._socket.remote,
+            ),
+            offer,
+            NfrxLink(self._socket, self, self._sessions.count, self._sessions.held),
+        )
+
+    def _enrol(self, data: str | bytes) -> None:
+        try:
+            if isinstance(data, str):
+                raise FrameError("text")
+            decoder = frames.Decoder()
+            (frame,) = decoder.feed(data)
+            if frame.kind != frames.REGISTER:
+                raise FrameError("another frame")
+            enrol = payloads.decode(frame.payload, payloads.Enrol)
+        except ValueError:  # also for none, or several
+            self._refuse(nfrx.EXPECTED_REGISTER)
+            return
+        connected = self._enter(
+            enrol.client_key,
+            Credentials(
+                family=self._family,
+                worker_id=enrol.worker_id,
+                worker_name=enrol.worker_name,
+                protocol="fleetproxy.v1",
+                version=enrol.version,
+                build_sha=enrol.build_sha,
+                build_date=enrol.build_date,
+                remote=self._socket.remote,
+            ),
+            enrol.offer,
+            AgentLink(self._socket, self, self._sessions.count),
+        )
+        if connected is not None:
+            worker = connected.worker
+            welcome = payloads.Enrolled(worker_id=worker.id, worker_name=worker.name)
+            self._socket.send(frames.encode(frames.REGISTER, 0, payloads.encode(welcome)))
+
+    def _enter(self, message_key: str, who: Credentials, offer: Offer, link: Link) -> Connected | None:
+        sessions = self._sessions
+        if not dialin.authorised(
+            sessions.rules, header_key=self._header_key, message_key=message_key, roles=self._roles
+        ):
+            if self._header_key or message_key:
+                sessions.on_wrong_key(self._socket.remote)
+            self._refuse(nfrx.UNAUTHORIZED)
+            return None
+        connected = sessions.workers.join(who, offer, link, lambda reason: self._dismiss(reason, POLICY))
+        if connected is None:
+            self._dismiss("full", TRY_LATER)
+            return None
+        self._timer.cancel()
+        self._socket.trust()
+        sessions.strangers -= 1
+        self._connected = connected
+        self._link = link
+        return connected
+
+    def _refuse(self, reason: str) -> None:
+        self._dismiss(reason, POLICY)
+
+    # --- agent_link.Ears ---------------------------------------------------------------------------------------------
+
+    def standing(self, standing: payloads.Standing) -> None:
+        connected = self._connected
+        if connected is None:
+            return
+        workers = self._sessions.workers
+        worker = connected.worker
+        workers.heard(connected, standing.cpu_percent or worker.cpu_percent, standing.ram_percent or worker.ram_percent)
+        if standing.offer is not None:
+            workers.update(connected, standing.offer)
+
+    def update(self, update: nfrx.StatusUpdate) -> None:
+        connected = self._connected
+        if connected is not None:
+            offer = merged(
+                connected.worker.offer, update.max_concurrency, update.models, update.agent_config, update.status
+            )
+            self._sessions.workers.update(connected, offer)
+
+    def leaving(self) -> None:
+        connected = self._connected
+        if connected is not None:
+            offer = msgspec.structs.replace(connected.worker.offer, status="draining")
+            self._sessions.workers.update(connected, offer)
+
+    def violation(self, what: str) -> None:
+        self._sessions.count("violations")
+        self._violations += 1
+        if self._violations > MAX_VIOLATIONS and not self._closing:
+            _log.warning("worker %s broke its protocol too often, last with %s", self._name, what)
+            self._dismiss("protocol", PROTOCOL)
+
+    # --- going -------------------------------------------------------------------------------------------------------
+
+    def look(self, now_s: float) -> None:
+        """Once a second."""
+        if self._connected is None or self._closing:
+            return
+        unsent = self._socket.unsent_bytes
+        if unsent == 0 or unsent < self._unsent:
+            self._moved_s = now_s
+        self._unsent = unsent
+        if now_s - self._heard_s > SILENCE_S:
+            self._dismiss("silent", POLICY)
+        elif unsent and now_s - self._moved_s > STALL_S:
+            self._sessions.count("stalled")
+            self._socket.abort()
+
+    def close(self, code: int, reason: str) -> None:
+        """The hub leaves: our own agents hear that they should come again."""
+        if not self._closing:
+            if self._ours and self._connected is not None:
+                goaway = payloads.Goaway(reason=reason)
+                self._socket.send(frames.encode(frames.GOAWAY, 0, payloads.encode(goaway)))
+            self._closing = True
+            self._socket.close(code, reason)
+
+    def _dismiss(self, reason: str, code: int) -> None:
+        """Close with a reason. What it was doing for us fails now, not when its side of the closing has come."""
+        if self._closing:
+            return
+        self._closing = True
+        self._sessions.count(reason.replace(" ", "_"))
+        if self._connected is not None:
+            self._sessions.workers.leave(self._connected)
+        self._socket.close(code, reason)
+
+    @property
+    def _name(self) -> str:
+        return self._connected.worker.name if self._connected is not None else self._socket.remote
+
+
+_STATUS: dict[str, Status] = {"not_ready": "not_ready", "draining": "draining", "gone": "not_ready"}
+
+
+def merged(
+    offer: Offer,
+    max_concurrency: int,
+    models: tuple[str, ...] | None,
+    config: dict[str, str],
+    status: str = "",
+) -> Offer:
+    """An nfrx worker's offer after it has said these things: what it left out stays, but for the two numbers."""
+    batch = config.get("embedding_batch_size", "")
+    host = offer.host
+    return Offer(
+        models=offer.models if models is None else models,
+        max_concurrency=max_concurrency,
+        embedding_batch_size=int(batch) if batch.isascii() and batch.isdigit() and len(batch) < 10 else 0,
+        status=_STATUS.get(status, "idle") if status or max_concurrency > 0 else "not_ready",
+        kind="worker",
+        host=Host(*(config.get(field) or getattr(host, field) for field in host.__struct_fields__)),
+    )

@@ -1,0 +1,292 @@
+"""WebSockets that come in at `hub.listen`: one asyncio protocol around the `websockets` library's I/O-free core.
+
+Everything a stranger can make grow has a bound here: the handshake's time and size, the message's size, and what waits
+to be sent to somebody who does not read (answers to a flood of pings included). Nothing is awaited per message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+from websockets.frames import BINARY, CONT, TEXT, Frame
+from websockets.http11 import Request
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+
+from fleetproxy.wire import payloads
+
+#: From the connection to the end of the handshake.
+HANDSHAKE_S = 5.0
+#: After our close frame the peer has this long to take what is on its way.
+CLOSE_S = 5.0
+#: A message before its sender has shown a key, and after. Stock agents send at most about 44 KB.
+MAX_STRANGER_BYTES = 16 * 1024
+MAX_MESSAGE_BYTES = 1024 * 1024 - 1
+#: What may wait for a peer that does not read, before it has shown a key, and after (a large request body in base64).
+MAX_STRANGER_UNSENT_BYTES = 64 * 1024
+MAX_UNSENT_BYTES = 64 * 1024 * 1024
+
+_quiet = logging.getLogger("fleetproxy.hub.websockets")
+_quiet.setLevel(logging.ERROR)
+_log = logging.getLogger("fleetproxy.hub")
+
+
+class Guest(Protocol):
+    """Who sits behind a socket. Called on the loop; must not block."""
+
+    def message(self, data: str | bytes) -> None:
+        """A whole message."""
+
+    def lost(self) -> None:
+        """The socket is gone. Called once, whoever closed it."""
+
+
+class Socket(Protocol):
+    """A WebSocket that was let in, wherever it came in."""
+
+    #: The peer's address.
+    remote: str
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What still waits to be taken by the peer."""
+
+    def trust(self) -> None:
+        """The peer has shown who it is: the wider bounds hold from now on."""
+
+    def send(self, data: str | bytes) -> bool:
+        """Send a message; never blocks. False when the socket is closed."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye and close."""
+
+    def abort(self) -> None:
+        """Close without a word."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Not let in: the handshake's HTTP answer."""
+
+    status: int
+    text: str
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """Let in."""
+
+    #: "" for none.
+    subprotocol: str
+    guest: Callable[[Socket], Guest]
+
+
+class Door(Protocol):
+    def knock(self, knock: payloads.Knock) -> Admission | Refusal:
+        """May this upgrade come in, and as what?"""
+
+    def offered(self) -> bool:
+        """Is there room for one more connection?"""
+
+    def left(self) -> None:
+        """A connection that `offered` let in is gone."""
+
+
+class DirectSocket(asyncio.Protocol):
+    """One connection to `hub.listen`. Implements `Socket`."""
+
+    __slots__ = (
+        "_door",
+        "_guest",
+        "_inside",
+        "_loop",
+        "_max_unsent",
+        "_pieces",
+        "_text",
+        "_timer",
+        "_transport",
+        "_websocket",
+        "remote",
+    )
+
+    def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
+        self._door = door
+        self._loop = loop
+        self._guest: Guest | None = None
+        self._transport: asyncio.Transport | None = None
+        self._websocket = ServerProtocol(max_size=MAX_STRANGER_BYTES, logger=_quiet)
+        self._max_unsent = MAX_STRANGER_UNSENT_BYTES
+        #: A message that comes in fragments; None between messages.
+        self._pieces: bytearray | None = None
+        self._text = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._inside = False
+        self.remote = ""
+
+    # --- Socket ------------------------------------------------------------------------------------------------------
+
+    @property
+    def unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def trust(self) -> None:
+        self._websocket.max_message_size = MAX_MESSAGE_BYTES
+        self._max_unsent = MAX_UNSENT_BYTES
+
+    def send(self, data: str | bytes) -> bool:
+        websocket = self._websocket
+        if self._transport is None or websocket.state is not OPEN:
+            return False
+        if isinstance(data, str):
+            websocket.send_text(data.encode())
+        else:
+            websocket.send_binary(data)
+        return self._flush()
+
+    def close(self, code: int, reason: str) -> None:
+        if self._transport is None or self._websocket.state is not OPEN:
+            return
+        self._websocket.send_close(code, reason[:100])
+        self._flush()
+        self._leave_soon()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- asyncio's callbacks -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        self.remote = peer[0] if isinstance(peer, tuple) else ""
+        if not self._door.offered():
+            self.abort()
+            return
+        self._inside = True
+        self._timer = self._loop.call_later(HANDSHAKE_S, self.abort)
+
+    def data_received(self, data: bytes) -> None:
+        websocket = self._websocket
+        if self._transport is None or websocket.eof_sent:
+            return
+        websocket.receive_data(data)
+        for event in websocket.events_received():
+            if isinstance(event, Request):
+                if websocket.eof_sent:  # what came behind the request was nonsense already
+                    self.abort()
+                    return
+                self._handshake(event)
+            elif isinstance(event, Frame) and not self._frame(event):
+                break
+        self._flush()
+        if websocket.close_expected():
+            self._leave_soon()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._inside:
+            self._inside = False
+            self._door.left()
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            guest.lost()
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _handshake(self, request: Request) -> None:
+        websocket = self._websocket
+        path = request.path.partition("?")[0]
+        headers = tuple(
+            (name.lower().encode("latin-1", "replace"), value.encode("latin-1", "replace"))
+            for name, value in request.headers.raw_items()
+        )
+        response = websocket.accept(request)
+        if response.status_code == 101:
+            verdict = self._door.knock(payloads.Knock(path[:1024], headers[:128], self.remote))
+            if isinstance(verdict, Refusal):
+                response = websocket.reject(verdict.status, verdict.text + "\n")
+            else:
+                if verdict.subprotocol:
+                    response.headers["Sec-WebSocket-Protocol"] = verdict.subprotocol
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._guest = verdict.guest(self)
+        websocket.send_response(response)
+
+    def _frame(self, frame: Frame) -> bool:
+        """False when the connection has been failed."""
+        if frame.opcode is CONT:
+            if self._pieces is None:
+                return True
+            self._pieces += frame.data
+        elif frame.opcode is TEXT or frame.opcode is BINARY:
+            self._text = frame.opcode is TEXT
+            if not frame.fin:
+                self._pieces = bytearray(frame.data)
+                return True
+        else:
+            return True
+        if not frame.fin:
+            return True
+        data = bytes(frame.data if self._pieces is None else self._pieces)
+        self._pieces = None
+        message: str | bytes = data
+        if self._text:
+            try:
+                message = data.decode()
+            except UnicodeDecodeError:
+                self._websocket.fail(1007, "text is not UTF-8")
+                return False
+        guest = self._guest
+        if guest is not None:
+            try:
+                guest.message(message)
+            except Exception:
+                _log.exception("a message of %s could not be handled", self.remote)
+                self.close(1011, "server error")
+                return False
+        return self._transport is not None
+
+    def _flush(self) -> bool:
+        transport = self._transport
+        if transport is None:
+            return False
+        for data in self._websocket.data_to_send():
+            if not data:  # the library's word for "end here"
+                self._leave_soon()
+                transport.close()
+                return False
+            transport.write(data)
+        if transport.get_write_buffer_size() > self._max_unsent:
+            _log.warning("%s was cut off: it does not read", self.remote)
+            transport.abort()
+            return False
+        return True
+
+    def _leave_soon(self) -> None:
+        """A peer that does not finish its side of the closing is cut off."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(CLOSE_S, self.abort)
+
+
+async def listen(door: Door, host: str, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
+    """Serve WebSockets at host:port. Raises OSError when the address cannot be had."""
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(
+        lambda: DirectSocket(door, loop),
+        host,
+        port,
+        ssl=tls,
+        ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
+        backlog=1024,
+    )
