@@ -1,7 +1,8 @@
 """The load board: requests in flight, in a file every process maps.
 
 A matrix of 32-bit counters. Row 0 belongs to the hub and holds how many exchanges wait for each column; rows 1..N
-belong to the proxy processes. A cell has exactly one writer, so no lock is taken and no message sent: a reader sums a column.
+belong to the proxy processes. A cell has exactly one writer, so no lock is taken and no message sent: a reader sums a
+column.
 
     header  16 bytes: magic "fpB1", rows, columns, 0 (little-endian u32)
     cells   rows x columns x int32
