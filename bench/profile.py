@@ -60,13 +60,16 @@ def _record(perf: str, target: Target, data: Path, work: Callable[[Target], Load
 def _report(perf: str, data: Path) -> str:
     """Own time per thread and library, then per symbol with what it called."""
     views = (
-        ("own time per thread and library", ("--no-children", "--sort", "tid,dso", "--percent-limit", "1")),
+        # perf's word for a thread's id is pid
+        ("own time per thread and library", ("--no-children", "--sort", "pid,dso", "--percent-limit", "1")),
         ("symbols with what they called", ("--children", "--sort", "dso,sym", "--percent-limit", "2")),
     )
     texts = []
     for title, options in views:
         command = (perf, "report", "-i", str(data), "--stdio", "-g", "none", *options)
         done = subprocess.run(command, check=False, capture_output=True, encoding="utf-8", errors="replace")
+        if done.returncode:
+            raise BenchError(f"perf cannot read its recording: {done.stderr.strip()}")
         lines = [line.rstrip() for line in done.stdout.splitlines() if line and not line.startswith("#")]
         texts.append("\n".join([f"{title}:", *lines]))
     return "\n\n".join(texts)
