@@ -121,7 +121,7 @@ def _range(kind: types.IntType | types.FloatType) -> str:
         return f" above {kind.gt:g}" + (f", at most {kind.le:.10g}" if kind.le is not None else "")
     if kind.ge is not None and kind.le is not None:
         return f" from {kind.ge:.10g} to {kind.le:.10g}"
-    return f", {kind.ge:g} or more" if kind.ge is not None else ""
+    return f", {kind.ge:.10g} or more" if kind.ge is not None else ""
 
 
 @cache

@@ -12,7 +12,7 @@ from fleetproxy.settings.fields import Field, fields_of
 from fleetproxy.settings.model import Section, Settings
 from fleetproxy.settings.positions import Path
 from fleetproxy.settings.problems import Origin, Origins, Problem
-from fleetproxy.settings.servers import BadAddress, short_server
+from fleetproxy.settings.servers import BadAddress, short_server, without_password
 
 Tree = dict[str, Any]
 #: Path of a value in the tree -> where it is written.
@@ -125,7 +125,7 @@ def table_of(field: Field, entry: Any) -> Tree:
         try:
             return dict(short_server(entry))
         except BadAddress as error:
-            raise ValueError(f'"{entry}": {error}') from None
+            raise ValueError(f'"{without_password(entry)}": {error}') from None
     name, equals, key = entry.partition("=")
     if not equals:
         raise ValueError("wants name=key")

@@ -23,7 +23,7 @@ from fleetproxy.settings.layers import Layers, dotted, grow, near
 from fleetproxy.settings.model import Settings
 from fleetproxy.settings.positions import positions
 from fleetproxy.settings.problems import ConfigError, Origin, Origins, Problem
-from fleetproxy.settings.servers import BadAddress, short_server
+from fleetproxy.settings.servers import BadAddress, short_server, without_password
 
 FILE_NAME = "fleetproxy.toml"
 MAX_FILE_BYTES = 4 * 1024 * 1024
@@ -147,7 +147,7 @@ def _lay_environment(layers: Layers, environment: Mapping[str, str]) -> None:
 
 def _lay_flags(layers: Layers, flags: Mapping[str, Any], servers: Iterable[str]) -> None:
     for word in servers:
-        origin = Origin(f"--server {word}")
+        origin = Origin(f"--server {without_password(word)}")
         try:
             layers.put_server(dict(short_server(word)), origin)
         except BadAddress as error:

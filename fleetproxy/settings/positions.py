@@ -112,14 +112,18 @@ class _Scanner:
         self._at += 1
         index = 0
         while self._more("]"):
-            self._note((*path, index), self._at)
+            before = self._at
+            self._note((*path, index), before)
             self._value((*path, index))
+            self._must_have_moved(before)
             index += 1
 
     def _inline(self, path: Path) -> None:
         self._at += 1
         while self._more("}"):
+            before = self._at
             self._pair(path)
+            self._must_have_moved(before)
 
     def _more(self, end: str) -> bool:
         """Go to the next item of an array or inline table; False behind its end."""
@@ -133,6 +137,10 @@ class _Scanner:
             self._at += 1
             return False
         return True
+
+    def _must_have_moved(self, before: int) -> None:
+        if self._at == before:  # not TOML after all: go to the end
+            self._at = len(self._text)
 
     def _skip_blank(self) -> None:
         found = _BLANK.match(self._text, self._at)

@@ -106,6 +106,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+def without_password(text: str) -> str:
+    """An address as it may be shown: whoever wrote a password into it did not mean to show it."""
+    return re.sub(r"[^/=+]*@", "***@", text)
+
+
 def short_server(text: str) -> dict[str, str]:
     """`[name=][openai+]url` as the keys of a server. Without a name the host and port are the name.
 

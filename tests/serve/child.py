@@ -21,7 +21,7 @@ from fleetproxy.process import Process
 
 
 def note(of: Process, word: str) -> None:
-    with open(of.data / "journal", "a") as journal:
+    with (of.data / "journal").open("a") as journal:
         journal.write(f"{of.name} {word} {os.getpid()}\n")
 
 

@@ -1,4 +1,4 @@
-"""A real supervisor over the children of `child.py`: supervisor.py <settings as JSON> [<file with settings to reread>]."""
+"""A real supervisor over the children of `child.py`: supervisor.py <settings as JSON> [<settings to reread>]."""
 
 from __future__ import annotations
 
