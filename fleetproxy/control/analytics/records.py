@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from fleetproxy.control.analytics import queries
+from fleetproxy.control.analytics.answers import Answer
 from fleetproxy.control.analytics.queries import Window
-from fleetproxy.control.analytics.sandbox import Answer
 from fleetproxy.control.analytics.store import Store
 
 
 class Records:
     """In the app's state as "records".
 
-    `hosts` gives the address of each backend as `host:port`, by name. Raises StoreUnavailable, QueryTimeout, QueryLimit.
+    `hosts` gives the address (host:port) of each backend by name. Raises StoreUnavailable, QueryTimeout, QueryLimit.
     """
 
     def __init__(

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import date, datetime
-from decimal import Decimal
 from typing import Any
 
 import duckdb
 import msgspec
 import orjson
 
+from fleetproxy.control.analytics.answers import Answer, json_value
 from fleetproxy.control.analytics.database import judge
 from fleetproxy.errors import BadQuery
 
@@ -59,21 +58,6 @@ class Question(msgspec.Struct, frozen=True):
     select: str
     #: "EXPLAIN ..." to put before it; "" to run it.
     explain: str = ""
-
-
-class Answer(msgspec.Struct, frozen=True):
-    columns: tuple[str, ...]
-    #: DuckDB's type of each column.
-    types: tuple[str, ...]
-    #: JSON values, one list per row.
-    rows: list[list[Any]]
-    #: There was more than "rows" or "bytes" allow; None: this is all.
-    truncated: str | None = None
-
-    def objects(self) -> list[dict[str, Any]]:
-        """Rows as objects; of columns with one name the later ones get a number: `n`, `n_2`."""
-        names = unique(self.columns)
-        return [dict(zip(names, row, strict=True)) for row in self.rows]
 
 
 def answer(cursor: duckdb.DuckDBPyConnection, sql: str, most_rows: int) -> Answer:
@@ -117,45 +101,6 @@ def read(cursor: duckdb.DuckDBPyConnection, sql: str) -> Question:
     except (orjson.JSONDecodeError, RecursionError):
         raise BadQuery("The query is nested too deeply") from None
     return question
-
-
-def unique(names: tuple[str, ...]) -> list[str]:
-    taken: set[str] = set()
-    result = []
-    for name in names:
-        candidate, number = name, 1
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        taken.add(candidate)
-        result.append(candidate)
-    return result
-
-
-def json_value(value: Any) -> Any:
-    """A value of DuckDB's as JSON can hold it. Instants are UTC, and say so."""
-    match value:
-        case None | bool() | str():
-            return value
-        case int():
-            # Beyond 2^53 JavaScript would round it.
-            return value if -(2**53) <= value <= 2**53 else str(value)
-        case float():
-            return value if value - value == 0 else None  # neither NaN nor infinite
-        case Decimal():
-            return float(value)
-        case datetime():
-            return f"{value.isoformat()}Z" if value.tzinfo is None else value.isoformat()
-        case date():
-            return value.isoformat()
-        case list() | tuple():
-            return [json_value(item) for item in value]
-        case dict():
-            return {str(key): json_value(item) for key, item in value.items()}
-        case bytes():
-            return value.hex()
-        case _:
-            return str(value)
 
 
 def _one(cursor: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:

@@ -21,11 +21,12 @@ import msgspec
 
 from fleetproxy import log
 from fleetproxy.control.analytics import database
+from fleetproxy.control.analytics.answers import Answer
 from fleetproxy.control.analytics.database import StoreError, Trouble, judge
 from fleetproxy.control.analytics.ingest import Feed, Ingest
 from fleetproxy.control.analytics.journal import Journal
 from fleetproxy.control.analytics.retention import Retention
-from fleetproxy.control.analytics.sandbox import Answer, answer
+from fleetproxy.control.analytics.sandbox import answer
 from fleetproxy.errors import QueryLimit, QueryTimeout, StoreUnavailable
 from fleetproxy.settings import Analytics
 
@@ -355,6 +356,8 @@ class Store:
                 self._damage = "a part of the analytics file is damaged: " + str(error).splitlines()[0]
                 _log.error("a question could not be answered: %s", self._damage)
                 raise StoreUnavailable("the rows asked for are in a damaged part of the analytics file") from None
+            if trouble in ("memory", "disk"):
+                raise StoreUnavailable(f"The answer needs more {trouble} than there is; ask for less time") from None
             raise
         finally:
             reading.end()

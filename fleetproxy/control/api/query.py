@@ -9,6 +9,7 @@ import msgspec
 import orjson
 from litestar import Request, Response, Router, post
 
+from fleetproxy.control.analytics.answers import as_csv
 from fleetproxy.control.api.guard import ADMIN
 from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, MAX_BODY_BYTES, body
 from fleetproxy.control.api.requests import records_of
@@ -20,8 +21,8 @@ _FAULT = 'Send {"sql": "select …"}'
 
 class Query(msgspec.Struct):
     sql: str
-    #: "objects": an array of objects. "table": columns, types and rows apart, and whether that is all.
-    shape: Literal["objects", "table"] = "objects"
+    #: "objects": an array of objects. "table": columns, types and rows apart, and whether that is all. "csv": a file.
+    shape: Literal["objects", "table", "csv"] = "objects"
 
 
 @post("/api/query", opt=ADMIN, status_code=200)
@@ -37,6 +38,12 @@ async def query(request: Request[Any, Any, Any]) -> Response[bytes]:
     began_s = time.perf_counter()
     answer = await records_of(request).ask(asked.sql)
     elapsed_ms = round((time.perf_counter() - began_s) * 1000, 1)
+    headers = {"cache-control": "no-store", "x-fleet-query-ms": str(elapsed_ms)}
+    if answer.truncated:
+        headers["x-fleet-truncated"] = answer.truncated
+    if asked.shape == "csv":
+        headers["content-disposition"] = 'attachment; filename="query.csv"'
+        return Response(as_csv(answer).encode(), headers=headers, media_type="text/csv; charset=utf-8")
     shown: Any = answer.objects()
     if asked.shape == "table":
         shown = {
@@ -45,9 +52,6 @@ async def query(request: Request[Any, Any, Any]) -> Response[bytes]:
             "truncated": answer.truncated,
             "elapsedMs": elapsed_ms,
         }
-    headers = {"cache-control": "no-store", "x-fleet-query-ms": str(elapsed_ms)}
-    if answer.truncated:
-        headers["x-fleet-truncated"] = answer.truncated
     return Response(orjson.dumps(shown), headers=headers, media_type=_JSON)
 
 
