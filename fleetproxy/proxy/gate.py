@@ -28,7 +28,7 @@ CONTROL_WORDS = frozenset(
 FAMILY_WORDS = frozenset(b"llm asr mcp transfer".split())
 CONTROL_ROOTS = frozenset(b"dashboard state metrics healthz livez readyz health".split())
 
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?\Z")
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?\Z")
 _TRICKS = re.compile(rb"//|[\x00-\x20\x7f\\;]|%(?:00|0[ad]|5c|2e|25)|/\.{1,2}(?:/|\Z)", re.IGNORECASE)
 _SLASH = re.compile(rb"%2f", re.IGNORECASE)
 #: Model ids hold slashes, raw or encoded, and nothing is authorised by what comes after these.
