@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
-from granian.net import SocketHolder
+from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server
 
 Scope = MutableMapping[str, Any]
@@ -59,9 +59,9 @@ class _Server(Server):
 
     def _init_shared_socket(self) -> None:
         if self.fd is None:
-            super()._init_shared_socket()
+            super()._init_shared_socket()  # type: ignore[no-untyped-call]
         else:
-            self._shd = SocketHolder(os.dup(self.fd), False, self.backlog)
+            self._shd = SocketHolder(os.dup(self.fd), False, self.backlog)  # type: ignore[assignment, call-arg]
 
 
 async def serve(app: App, listener: Listener, stop: asyncio.Event) -> None:
@@ -88,7 +88,7 @@ async def serve(app: App, listener: Listener, stop: asyncio.Event) -> None:
     try:
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
-            server.stop()
+            server.stop()  # type: ignore[no-untyped-call]
         await running
     finally:
         stopping.cancel()

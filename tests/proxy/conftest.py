@@ -1,4 +1,4 @@
-"""A data plane in this process: the real app on the real server, a routing table written by hand, no control, no hub."""
+"""A data plane in this process: the real app on the real server, a routing table by hand, no control, no hub."""
 
 from __future__ import annotations
 

@@ -74,9 +74,12 @@ def test_an_old_client_may_lack_a_host():
 
 
 TRICKS = [
-    b"//api/users", b"/api//users", b"/api/./users", b"/api/../users", b"/api/..", b"/api/.", b"/api/%2e%2e/x", b"/api/%2E/x",
-    b"/api/..%2fusers", b"/api%2fusers", b"/api/%5c..%5cx", b"/api\\users", b"/api;x/users", b"/api/users;x=1", b"/api/us%00ers",
-    b"/api/us%0d%0aers", b"/api/%0Ax", b"/api/ users", b"/api/\x00", b"/api/\x7f", b"/api/%252e%252e/x", b"api/users", b"", b"*",
+    b"//api/users", b"/api//users", b"/api/./users", b"/api/../users", b"/api/..", b"/api/.",
+    b"/api/%2e%2e/x", b"/api/%2E/x",
+    b"/api/..%2fusers", b"/api%2fusers", b"/api/%5c..%5cx", b"/api\\users",
+    b"/api;x/users", b"/api/users;x=1", b"/api/us%00ers",
+    b"/api/us%0d%0aers", b"/api/%0Ax", b"/api/ users", b"/api/\x00", b"/api/\x7f", b"/api/%252e%252e/x",
+    b"api/users", b"", b"*",
     b"http://other/api/users",
 ]  # fmt: skip
 
@@ -106,8 +109,10 @@ def test_ordinary_paths_pass(path):
 OWNERS = [
     (b"/", "root"), (b"/api/chat", "backend"), (b"/api/never-heard-of/x", "backend"), (b"/v1/anything", "backend"),
     (b"/api/users", "control"), (b"/api/users/1", "control"), (b"/api/usersx", "backend"), (b"/api/Users", "backend"),
-    (b"/api/%75sers", "backend"), (b"/API/users", "nobody"), (b"/api", "nobody"), (b"/api/", "nobody"), (b"/v1", "nobody"),
-    (b"/v1/", "nobody"), (b"/api/llm/v1/models", "family"), (b"/api/state", "control"), (b"/state", "control"),
+    (b"/api/%75sers", "backend"), (b"/API/users", "nobody"), (b"/api", "nobody"), (b"/api/", "nobody"),
+    (b"/v1", "nobody"),
+    (b"/v1/", "nobody"), (b"/api/llm/v1/models", "family"), (b"/api/state", "control"),
+    (b"/state", "control"),
     (b"/metrics", "control"), (b"/healthz", "control"), (b"/dashboard/x", "control"), (b"/dashboardx", "nobody"),
     (b"/rerank", "backend"), (b"/rerank/x", "backend"), (b"/rerankx", "nobody"), (b"/favicon.ico", "nobody"),
 ]  # fmt: skip
