@@ -9,7 +9,7 @@ servers change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Literal
 
 import msgspec
@@ -30,6 +30,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None = None
     resident: tuple[ResidentModel, ...] | None = None
     on_disk: tuple[DiskModel, ...] | None = None
+    free_disk_bytes: int | None = None
     raw_ps: msgspec.Raw | None = None
     raw_tags: msgspec.Raw | None = None
     raw_v1_models: msgspec.Raw | None = None
@@ -76,10 +77,15 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     states: dict[str, BackendState] = {}
 
     def of(self, backends: Iterable[Backend]) -> Fleet:
-        """The same fleet with these backends; states of those that stay are kept, of those that go forgotten."""
+        """The same fleet with these backends. One that is still at its old address keeps what is known of it."""
         ordered = tuple(backends)
-        names = {backend.name for backend in ordered}
-        return Fleet(backends=ordered, states={name: state for name, state in self.states.items() if name in names})
+        old = {backend.name: backend for backend in self.backends}
+        states = {
+            backend.name: self.states[backend.name]
+            for backend in ordered
+            if backend.name in self.states and backend.name in old and _same_place(old[backend.name], backend)
+        }
+        return Fleet(backends=ordered, states=states)
 
     def state(self, name: str) -> BackendState:
         return self.states.get(name, _UNSEEN)
@@ -101,6 +107,12 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _UNSEEN = BackendState()
+#: What makes a backend another one, of which nothing is known.
+_PLACE = ("kind", "scheme", "host", "port", "path_prefix")
+
+
+def _same_place(old: Backend, new: Backend) -> bool:
+    return all(getattr(old, field) == getattr(new, field) for field in _PLACE)
 
 
 def _observe(before: BackendState, seen: Observation, thresholds: Thresholds) -> BackendState:
@@ -124,6 +136,8 @@ def _observe(before: BackendState, seen: Observation, thresholds: Thresholds) ->
         online=online,
         version=seen.version or before.version,
         resident=resident,
+        resident_known=before.resident_known or seen.resident is not None or not online,
+        free_disk_bytes=before.free_disk_bytes if seen.free_disk_bytes is None else seen.free_disk_bytes,
         on_disk=before.on_disk if seen.on_disk is None else seen.on_disk,
         raw_ps=raw_ps,
         raw_tags=before.raw_tags if seen.raw_tags is None else seen.raw_tags,
@@ -136,7 +150,7 @@ def _observe(before: BackendState, seen: Observation, thresholds: Thresholds) ->
 
 
 def _events(backend: Backend, before: BackendState, after: BackendState, seen: Observation) -> tuple[FleetEvent, ...]:
-    """Changes between two states; nothing on the first poll, which has nothing to compare with."""
+    """Changes between two states; nothing where nothing was known: a restart makes no events."""
     if before.polled_at_s is None:
         return ()
     events: list[FleetEvent] = []
@@ -150,6 +164,8 @@ def _events(backend: Backend, before: BackendState, after: BackendState, seen: O
                 at_s=seen.at_s,
             )
         )
+    if not before.resident_known:
+        return tuple(events)
     was = {model.name: model for model in before.resident}
     now = {model.name: model for model in after.resident}
     for name, model in now.items():
@@ -187,38 +203,33 @@ def _events(backend: Backend, before: BackendState, after: BackendState, seen: O
 
 
 def compile_table(fleet: Fleet, aliases: Mapping[str, str]) -> RoutingTable:
-    """What the data plane routes by. `aliases` maps a name callers may use to the one that is served."""
+    """What the data plane routes by. `aliases` maps a name callers may use to the one that is meant; chains are
+    followed, circles lead nowhere, and a model of that name comes first.
+    """
     routed = tuple(_routed(backend, fleet.state(backend.name)) for backend in fleet.backends)
-    models: dict[str, list[Route]] = {}
+    found: dict[str, list[Route]] = {}
+    keyed: dict[str, list[Route]] = {}
     elsewhere: set[str] = set()
     for index, entry in enumerate(routed):
         for route in _routes(index, fleet.state(entry.backend.name)):
             name = canonical(route.model)
-            if entry.usable:
-                models.setdefault(name, []).append(route)
-            else:
+            if not entry.usable:
                 elsewhere.add(name)
-    ordered = {
-        name: tuple(sorted(routes, key=lambda route: (route.tier, route.backend))) for name, routes in models.items()
-    }
-    aliased: dict[str, tuple[Route, ...]] = {}
-    for name in sorted(ordered):
-        key = alias_key(name)
-        if key != name:
-            aliased[key] = _joined(aliased.get(key, ()), ordered[name])
-    for alias, target in aliases.items():
-        served = _served(canonical(target), aliases)
-        name = canonical(alias)
-        if served in ordered and name not in ordered:
-            aliased[name] = ordered[served]
-        elif served in elsewhere and name not in ordered:
-            elsewhere.add(name)
+                continue
+            found.setdefault(name, []).append(route)
+            key = alias_key(name) if ":" in route.model else ""
+            if key:
+                keyed.setdefault(key, []).append(route)
+    models = {name: _ordered(routes) for name, routes in found.items()}
+    unavailable = elsewhere - models.keys()
+    meant = _meant(aliases, models.keys(), unavailable)
     return RoutingTable(
         backends=routed,
-        models=ordered,
-        aliases=aliased,
-        pins={entry.backend.name.lower(): index for index, entry in enumerate(routed)},
-        unavailable=frozenset(elsewhere - ordered.keys()),
+        models=models,
+        aliases={alias: models[name] for alias, name in meant.items() if name in models},
+        alias_keys={key: _ordered(routes) for key, routes in keyed.items()},
+        pins={entry.backend.name.lower(): index for index, entry in reversed(list(enumerate(routed)))},
+        unavailable=frozenset(unavailable | {alias for alias, name in meant.items() if name in unavailable}),
     )
 
 
@@ -229,6 +240,7 @@ def _routed(backend: Backend, state: BackendState) -> RoutedBackend:
         usable=state.online and backend.enabled and not backend.draining,
         online=state.online,
         free_vram_bytes=max(0, total - state.vram_used_bytes) if total is not None else None,
+        free_disk_bytes=state.free_disk_bytes,
     )
 
 
@@ -242,19 +254,25 @@ def _routes(index: int, state: BackendState) -> Iterable[Route]:
     return best.values()
 
 
-def _joined(a: tuple[Route, ...], b: tuple[Route, ...]) -> tuple[Route, ...]:
-    """Routes of several names that share an alias key: each backend once, the better tier first."""
+def _ordered(routes: Iterable[Route]) -> tuple[Route, ...]:
+    """In static order (tier, then server), each backend once, where it is best."""
     best: dict[int, Route] = {}
-    for route in sorted((*a, *b), key=lambda route: (route.tier, route.backend)):
+    for route in sorted(routes, key=lambda route: (route.tier, route.backend)):
         best.setdefault(route.backend, route)
     return tuple(best.values())
 
 
-def _served(target: str, aliases: Mapping[str, str]) -> str:
-    """Follow an alias to the name at its end; a loop ends where it would begin again."""
-    by_name = {canonical(alias): canonical(name) for alias, name in aliases.items()}
-    seen = set()
-    while target in by_name and target not in seen:
-        seen.add(target)
-        target = by_name[target]
-    return target
+def _meant(aliases: Mapping[str, str], served: Set[str], unavailable: Set[str]) -> dict[str, str]:
+    """Alias -> the model it means in the end, both canonical: the first of its chain that is served, else known."""
+    targets = {canonical(alias): canonical(target) for alias, target in aliases.items()}
+    meant: dict[str, str] = {}
+    for alias, first in targets.items():
+        chain = [first]
+        while chain[-1] in targets and targets[chain[-1]] not in chain:
+            chain.append(targets[chain[-1]])
+        for known in (served, unavailable):
+            name = next((name for name in chain if name in known), None)
+            if name is not None:
+                meant[alias] = name
+                break
+    return meant

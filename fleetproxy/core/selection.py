@@ -4,8 +4,9 @@
     model  ──► servers that hold it in memory ──► that have it on disk ──► none lists it: once, most free VRAM
     no model ► the first online server that speaks the dialect
 
-Inside a tier: breaker closed first, then least busy, then most free VRAM, then at random. Full servers are left out;
-when only full ones are left, or somebody already stands in line for them, the request joins the line.
+Among servers with the model: breaker closed first, whatever the tier (one that fails must not attract traffic), then
+the tier, then least busy, then most free VRAM, then at random. Full servers are left out. When only full ones are left,
+or somebody already stands in line for them, the request joins the line; it does not go to a tripped one instead.
 """
 
 from __future__ import annotations
@@ -16,12 +17,22 @@ from random import Random
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from fleetproxy.core.backend import DIALECTS, Backend, Dialect
-from fleetproxy.core.names import alias_key
+from fleetproxy.core.names import alias_key, canonical
 from fleetproxy.core.operation import Operation
 from fleetproxy.core.table import RESIDENT, Route, RoutedBackend, RoutingTable
-from fleetproxy.errors import BadRequest, FleetError, NoBackend, ServerUnavailable, ServerUnknown
+from fleetproxy.errors import (
+    BadRequest,
+    DialectUnspoken,
+    FleetError,
+    Forbidden,
+    ModelUnknown,
+    NoBackend,
+    ServerUnavailable,
+    ServerUnknown,
+)
 
 #: Reason words, as the ancestor's dashboards group by them.
 LOADED, LOADED_BUSY = "model_loaded", "model_loaded_busy"
@@ -71,96 +82,136 @@ Decision = Candidates | Wait | Refuse
 def rank(
     table: RoutingTable, operation: Operation, loads: Loads, rng: Random, *, pin_fallback: bool = False
 ) -> Decision:
-    """Decide once; trying the next route is no new decision."""
-    pin_ignored = False
-    if operation.pin is not None:
-        decision = _pinned(table, operation, loads)
-        if not (pin_fallback and isinstance(decision, Refuse)):
-            return decision
-        pin_ignored = True
-    endpoint = operation.endpoint
-    canonical = operation.canonical
-    if endpoint.placement == "affinity":
-        return _by_affinity(table, operation)
-    if endpoint.placement == "space":
-        return _by_space(table, operation)
-    if canonical is None:
-        return _any(table, operation, loads, pin_ignored)
-    routes = table.models.get(canonical)
-    if routes is None:
-        routes = table.aliases.get(canonical) or table.aliases.get(alias_key(canonical))
-    if routes is not None:
-        backends = table.backends
-        dialect = endpoint.dialect
-        spoken = [route for route in routes if dialect in DIALECTS[backends[route.backend].backend.kind]]
-        if spoken:
-            return _order(backends, spoken, loads, rng, slots=endpoint.generates, pin_ignored=pin_ignored)
-    return _unlisted(table, operation, loads, pin_ignored)
+    """Decide once; trying the next route is no new decision.
 
-
-def _order(
-    backends: Sequence[RoutedBackend],
-    routes: list[Route],
-    loads: Loads,
-    rng: Random,
-    *,
-    slots: bool,
-    pin_ignored: bool,
-) -> Decision:
-    """Routes by preference; full ones stand aside."""
-    if len(routes) == 1:  # the ordinary case, and the hot one
-        route = routes[0]
-        backend = backends[route.backend].backend
-        if slots and is_full(backend, loads):
-            reason = LOADED_BUSY if route.tier == RESIDENT else AVAILABLE_BUSY
-            return Wait((backend.column,), (route,), reason, pin_ignored)
-        return Candidates((route,), LOADED if route.tier == RESIDENT else AVAILABLE, pin_ignored)
-    limited = all(backends[route.backend].backend.max_concurrent for route in routes)
-    keyed = []
-    for route in routes:
-        routed = backends[route.backend]
-        backend = routed.backend
-        column = backend.column
-        load: float = loads.load(column)
-        if limited and backend.max_concurrent:
-            load /= backend.max_concurrent
-        free = routed.free_vram_bytes
-        keyed.append(
-            (
-                slots and is_full(backend, loads),
-                loads.tripped(column),
-                route.tier,
-                load,
-                free is None,
-                -(free or 0),
-                rng.random(),
-                route,
-            )
-        )
-    keyed.sort(key=_without_route)
-    first = keyed[0]
-    if first[0]:
-        ordered = tuple(entry[-1] for entry in keyed)
-        reason = LOADED_BUSY if first[2] == RESIDENT else AVAILABLE_BUSY
-        return Wait(tuple(backends[route.backend].backend.column for route in ordered), ordered, reason, pin_ignored)
-    if first[2] == RESIDENT:
-        reason = LOADED
+    `pin_fallback`: a pin that cannot be kept is passed over, and the decision says so.
+    """
+    if operation.pin is None:
+        decision = _unpinned(table, operation, loads, rng)
     else:
-        reason = REDIRECTED if any(entry[0] and entry[2] == RESIDENT for entry in keyed) else AVAILABLE
-    return Candidates(tuple(entry[-1] for entry in keyed if not entry[0]), reason, pin_ignored)
+        decision = _pinned(table, operation, loads)
+        if pin_fallback and isinstance(decision, Refuse):
+            decision = _unpinned(table, operation, loads, rng)
+            if not isinstance(decision, Refuse):
+                decision = replace(decision, pin_ignored=True)
+    return decision if operation.allowed is None else _restricted(decision, operation, operation.allowed)
 
 
-_Keyed = tuple[bool, bool, int, float, bool, int, float, Route]
+def routes_of(table: RoutingTable, operation: Operation) -> tuple[Route, ...]:
+    """Usable routes to the asked model, of any dialect: by its name, an alias, or a name that shares its alias key."""
+    name = operation.canonical
+    if name is None:
+        return ()
+    routes = table.models.get(name) or table.aliases.get(name)
+    if routes is None and ":" in (operation.model or ""):
+        routes = table.alias_keys.get(alias_key(name))
+    return routes or ()
 
 
-def _without_route(entry: _Keyed) -> tuple[bool, bool, int, float, bool, int, float]:
-    return entry[:7]
+def speaks(backend: Backend, dialect: Dialect) -> bool:
+    return dialect in DIALECTS[backend.kind]
 
 
 def is_full(backend: Backend, loads: Loads) -> bool:
     """No slot is free, or others stand in line for the next one."""
     limit = backend.max_concurrent
     return limit is not None and (loads.load(backend.column) >= limit or loads.waiting(backend.column) > 0)
+
+
+# --- by model --------------------------------------------------------------------------------------------------------
+
+
+def _unpinned(table: RoutingTable, operation: Operation, loads: Loads, rng: Random) -> Decision:
+    endpoint = operation.endpoint
+    if endpoint.placement == "affinity":
+        return _by_affinity(table, operation)
+    if endpoint.placement == "space":
+        return _by_space(table, operation, loads)
+    if operation.canonical is None:
+        return _any(table, operation, loads)
+    routes = table.models.get(operation.canonical)
+    if routes is None:
+        routes = routes_of(table, operation)
+    backends = table.backends
+    dialect = endpoint.dialect
+    spoken = [route for route in routes if dialect in DIALECTS[backends[route.backend].backend.kind]]
+    if len(spoken) == 1:  # the ordinary case, and the hot one
+        route = spoken[0]
+        backend = backends[route.backend].backend
+        if endpoint.generates and is_full(backend, loads):
+            return Wait((backend.column,), (route,), LOADED_BUSY if route.tier == RESIDENT else AVAILABLE_BUSY)
+        return Candidates((route,), LOADED if route.tier == RESIDENT else AVAILABLE)
+    if spoken:
+        return _ordered(backends, spoken, loads, rng, slots=endpoint.generates)
+    return _unlisted(table, operation, loads, elsewhere=bool(routes))
+
+
+#: A backend's standing: closed and free, closed but full, tripped and free, tripped and full.
+_FREE, _FULL, _TRIPPED = 0, 1, 2
+_Keyed = tuple[int, int, float, bool, int, float, Route]
+
+
+def _ordered(
+    backends: Sequence[RoutedBackend], routes: list[Route], loads: Loads, rng: Random, *, slots: bool
+) -> Decision:
+    limited = all(backends[route.backend].backend.max_concurrent for route in routes)
+    keyed: list[_Keyed] = []
+    for route in routes:
+        routed = backends[route.backend]
+        backend = routed.backend
+        column = backend.column
+        load: float = loads.load(column)
+        limit = backend.max_concurrent
+        standing = _TRIPPED if loads.tripped(column) else _FREE
+        if limit is not None:
+            if slots and (load >= limit or loads.waiting(column) > 0):
+                standing += _FULL
+            if limited:
+                load /= limit
+        free = routed.free_vram_bytes
+        keyed.append((standing, route.tier, load, free is None, -(free or 0), rng.random(), route))
+    keyed.sort(key=_without_route)
+    best = keyed[0]
+    if best[0] & _FULL:
+        chosen = [entry for entry in keyed if entry[0] == best[0]]
+        reason = LOADED_BUSY if best[1] == RESIDENT else AVAILABLE_BUSY
+        columns = tuple([backends[entry[-1].backend].backend.column for entry in chosen])
+        return Wait(columns, tuple([entry[-1] for entry in chosen]), reason)
+    if best[1] == RESIDENT:
+        reason = LOADED
+    else:
+        reason = REDIRECTED if any(entry[0] & _FULL and entry[1] == RESIDENT for entry in keyed) else AVAILABLE
+    return Candidates(tuple([entry[-1] for entry in keyed if not entry[0] & _FULL]), reason)
+
+
+def _without_route(entry: _Keyed) -> tuple[int, int, float, bool, int, float]:
+    return entry[:6]
+
+
+def _unlisted(table: RoutingTable, operation: Operation, loads: Loads, *, elsewhere: bool) -> Decision:
+    """No usable server of this dialect lists the model. Our picture may be old: one is asked, its answer counts."""
+    usable = _usable(table, operation.endpoint.dialect)
+    if elsewhere:
+        return Refuse(
+            DialectUnspoken(f"The servers that have '{operation.model}' do not speak this path; ask them at /v1/.")
+        )
+    if operation.canonical in table.unavailable:
+        return Refuse(NoBackend(f"Every server that has the model '{operation.model}' is offline or in maintenance."))
+    if not usable:
+        return Refuse(NoBackend())
+    best = min(usable, key=lambda index: (loads.tripped(table.backends[index].backend.column), *_room(table, index)))
+    return _alone(table, operation, loads, Route(best, RESIDENT, operation.model or ""), MOST_VRAM)
+
+
+def _alone(table: RoutingTable, operation: Operation, loads: Loads, route: Route, reason: str) -> Decision:
+    """This backend and no other."""
+    backend = table.backends[route.backend].backend
+    if operation.endpoint.generates and is_full(backend, loads):
+        return Wait((backend.column,), (route,), reason)
+    return Candidates((route,), reason)
+
+
+# --- by other means --------------------------------------------------------------------------------------------------
 
 
 def _pinned(table: RoutingTable, operation: Operation, loads: Loads) -> Decision:
@@ -171,52 +222,32 @@ def _pinned(table: RoutingTable, operation: Operation, loads: Loads) -> Decision
     routed = table.backends[index]
     if not routed.usable:
         return Refuse(ServerUnavailable(f"The server '{name}' is offline or in maintenance."))
-    backend = routed.backend
-    if not speaks(backend, operation.endpoint.dialect):
-        return Refuse(BadRequest(f"The server '{name}' does not speak {operation.endpoint.path}."))
-    route = Route(index, RESIDENT, _served_name(table, operation, index))
-    if operation.endpoint.generates and is_full(backend, loads):
-        return Wait((backend.column,), (route,), PINNED)
-    return Candidates((route,), PINNED)
+    if not speaks(routed.backend, operation.endpoint.dialect):
+        return Refuse(BadRequest(f"endpoint {operation.endpoint.path} is not supported on server {name}"))
+    # What the backend calls the model; the asked name itself when it is not known to have it.
+    served = next((route.model for route in routes_of(table, operation) if route.backend == index), operation.model)
+    return _alone(table, operation, loads, Route(index, RESIDENT, served or ""), PINNED)
 
 
-def _served_name(table: RoutingTable, operation: Operation, index: int) -> str:
-    """What a backend calls the asked model; the asked name itself when it is not known to have it."""
-    canonical = operation.canonical
-    if canonical is None:
-        return ""
-    for routes in (table.models.get(canonical), table.aliases.get(canonical), table.aliases.get(alias_key(canonical))):
-        for route in routes or ():
-            if route.backend == index:
-                return route.model
-    return operation.model or ""
-
-
-def _any(table: RoutingTable, operation: Operation, loads: Loads, pin_ignored: bool) -> Decision:
+def _any(table: RoutingTable, operation: Operation, loads: Loads) -> Decision:
     usable = _usable(table, operation.endpoint.dialect)
     if not usable:
         return Refuse(NoBackend())
     usable.sort(key=lambda index: loads.tripped(table.backends[index].backend.column))
-    return Candidates(tuple(Route(index, RESIDENT, "") for index in usable), ANY, pin_ignored)
-
-
-def _unlisted(table: RoutingTable, operation: Operation, loads: Loads, pin_ignored: bool) -> Decision:
-    """No usable server lists the model. Our picture may be old: one server is asked, and its answer is the answer."""
-    usable = _usable(table, operation.endpoint.dialect)
-    if not usable:
-        return Refuse(NoBackend())
-    if operation.canonical in table.unavailable:
-        return Refuse(NoBackend(f"Every server that has the model '{operation.model}' is offline or in maintenance."))
-    best = min(usable, key=lambda index: (loads.tripped(table.backends[index].backend.column), *_room(table, index)))
-    route = Route(best, RESIDENT, operation.model or "")
-    backend = table.backends[best].backend
-    if operation.endpoint.generates and is_full(backend, loads):
-        return Wait((backend.column,), (route,), MOST_VRAM, pin_ignored)
-    return Candidates((route,), MOST_VRAM, pin_ignored)
+    routes = tuple(Route(index, RESIDENT, "") for index in usable)
+    if not operation.endpoint.generates:
+        return Candidates(routes, ANY)
+    free = tuple(route for route in routes if not is_full(table.backends[route.backend].backend, loads))
+    if free:
+        return Candidates(free, ANY)
+    return Wait(tuple(table.backends[route.backend].backend.column for route in routes), routes, ANY)
 
 
 def _by_affinity(table: RoutingTable, operation: Operation) -> Decision:
-    """Blobs and the create that follows meet on one host: highest random weight of (caller, server name)."""
+    """Blobs and the create that follows meet on one host: highest random weight of (caller, server name).
+
+    The same in every process: what only one of them knows (breakers, loads) is not asked.
+    """
     usable = _usable(table, operation.endpoint.dialect)
     if not usable:
         return Refuse(NoBackend())
@@ -229,17 +260,19 @@ def _weight(key: bytes, name: str) -> bytes:
     return hashlib.blake2b(key + b"\x00" + name.encode(), digest_size=8).digest()
 
 
-def _by_space(table: RoutingTable, operation: Operation) -> Decision:
+def _by_space(table: RoutingTable, operation: Operation, loads: Loads) -> Decision:
     """A pull goes where there is room: most free disk where it is known, else most free VRAM."""
     usable = _usable(table, operation.endpoint.dialect)
     if not usable:
         return Refuse(NoBackend())
 
-    def room(index: int) -> tuple[bool, int, bool, int]:
-        disk = table.backends[index].free_disk_bytes
-        return (disk is None, -(disk or 0), *_room(table, index))
+    def room(index: int) -> tuple[bool, bool, int, bool, int]:
+        routed = table.backends[index]
+        disk = routed.free_disk_bytes
+        return (loads.tripped(routed.backend.column), disk is None, -(disk or 0), *_room(table, index))
 
-    return Candidates((Route(min(usable, key=room), RESIDENT, operation.model or ""),), MOST_SPACE)
+    usable.sort(key=room)
+    return Candidates(tuple(Route(index, RESIDENT, operation.model or "") for index in usable), MOST_SPACE)
 
 
 def _room(table: RoutingTable, index: int) -> tuple[bool, int]:
@@ -251,5 +284,24 @@ def _usable(table: RoutingTable, dialect: Dialect) -> list[int]:
     return [index for index, routed in enumerate(table.backends) if routed.usable and speaks(routed.backend, dialect)]
 
 
-def speaks(backend: Backend, dialect: Dialect) -> bool:
-    return dialect in DIALECTS[backend.kind]
+# --- what the caller may use -----------------------------------------------------------------------------------------
+
+
+def _restricted(decision: Decision, operation: Operation, allowed: frozenset[str]) -> Decision:
+    """The decision without what the caller may not use, judged by the name finally served (an alias opens no door).
+
+    A model that is not allowed and one that does not exist get the same answer.
+    """
+    if operation.canonical is None:
+        if operation.endpoint.has_model or operation.endpoint.generates:
+            return Refuse(Forbidden("This key may use certain models only, and the request names none."))
+        return decision
+    if isinstance(decision, Refuse):
+        return decision if operation.canonical in allowed else Refuse(ModelUnknown(operation.model or ""))
+    kept = tuple(route for route in decision.routes if canonical(route.model) in allowed)
+    if not kept:
+        return Refuse(ModelUnknown(operation.model or ""))
+    if isinstance(decision, Candidates):
+        return replace(decision, routes=kept)
+    columns = dict(zip(decision.routes, decision.columns, strict=True))
+    return replace(decision, routes=kept, columns=tuple(columns[route] for route in kept))
