@@ -16,6 +16,7 @@ import socket
 import stat
 import sys
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -54,6 +55,8 @@ _QUIET = {
     "httpx": logging.WARNING,
 }
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+#: What the JSON encoder leaves as it is, or cannot write.
+_CONTROL_IN_JSON = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 
 
@@ -98,7 +101,7 @@ class Sink:
 
 
 class Style:
-    """How a record becomes a line. Pure but for the time zone of nobody: times are UTC."""
+    """How a record becomes a line. Times are UTC."""
 
     def __init__(self, process: str, *, json: bool, colour: bool = False, secrets: tuple[str, ...] = ()) -> None:
         self._process = process
@@ -109,15 +112,15 @@ class Style:
 
     def line(self, record: Any) -> bytes:
         """One line, with its newline."""
-        message = self._hide(_message(record))
+        message = self._hide(_message(record, self._hide))
         trace = self._hide(_trace(record.exc_info)) if record.exc_info else ""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         name = record.name.removeprefix("fleetproxy.")
         if self._json:
             row = {"ts": time, "level": record.levelname.lower(), "process": self._process, "logger": name}
-            row["msg"] = _cut(message, LINE_BYTES // 4)
+            row["msg"] = _escape(_cut(message, LINE_BYTES // 4), _CONTROL_IN_JSON)
             if trace:
-                row["trace"] = trace[-LINE_BYTES // 4 :]
+                row["trace"] = _escape(trace[-LINE_BYTES // 4 :], _CONTROL_IN_JSON)
             return msgspec.json.encode(row) + b"\n"
         start, end = (_COLOURS.get(record.levelname, ""), "\x1b[0m") if self._colour else ("", "")
         text = f"{time} {start}{record.levelname:<8}{end} {self._process:<10} {name}: {_escape(message)}"
@@ -188,30 +191,30 @@ def _unraisable(event: Any) -> None:
     )
 
 
-def _message(record: Any) -> str:
-    """The message with its arguments, each cut; a wrong format shows as it is instead of raising."""
+def _message(record: Any, hide: Callable[[str], str]) -> str:
+    """The message with its arguments, each rid of secrets, then cut; a wrong format is shown instead of raised."""
     template, arguments = str(record.msg), record.args
     if not arguments:
         return template
     try:
         if isinstance(arguments, dict):
-            return template % {key: _field(value) for key, value in arguments.items()}
-        return template % tuple(_field(value) for value in arguments)
+            return template % {key: _field(value, hide) for key, value in arguments.items()}
+        return template % tuple(_field(value, hide) for value in arguments)
     except (TypeError, ValueError, KeyError):
-        return f"{template} {_cut(repr(arguments), FIELD_CHARACTERS)}"
+        return f"{template} {_cut(hide(repr(arguments)), FIELD_CHARACTERS)}"
 
 
-def _field(value: object) -> object:
+def _field(value: object, hide: Callable[[str], str]) -> object:
     """An argument as it may enter a line: numbers as they are, everything else as text of bounded length."""
-    return value if isinstance(value, (int, float)) else _cut(str(value), FIELD_CHARACTERS)
+    return value if isinstance(value, (int, float)) else _cut(hide(str(value)), FIELD_CHARACTERS)
 
 
 def _cut(text: str, characters: int) -> str:
     return text if len(text) <= characters else f"{text[: characters - 1]}…"
 
 
-def _escape(text: str) -> str:
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+def _escape(text: str, what: re.Pattern[str] = _CONTROL) -> str:
+    return what.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _trace(info: tuple[type[BaseException], BaseException, TracebackType | None] | bool) -> str:
