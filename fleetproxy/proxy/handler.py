@@ -141,7 +141,8 @@ class Handler:
             canonical=canonical(model) if model is not None else None,
             stream=stream,
             pin=pin.decode("latin-1").strip() or None if pin is not None else None,
-            affinity=exchange.source if endpoint.write else None,
+            affinity=exchange.source if endpoint.placement == "affinity" else None,
+            allowed=exchange.principal.models if exchange.principal is not None else None,
         )
 
     def _inject(self, snapshot: Snapshot, endpoint: Endpoint, seen: Peek | None, body: bytes) -> bytes:
