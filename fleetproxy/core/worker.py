@@ -5,6 +5,7 @@ Whatever a worker says comes from outside: `Offer.bounded()` cuts it down to wha
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from typing import Literal
 
@@ -158,12 +159,17 @@ def unique_name(wanted: str, worker_id: str, taken: Iterable[str]) -> str:
     return f"{base}-{number}"
 
 
-def backend_of(worker: Worker, number: int) -> Backend:
-    """The backend a worker is. `number` is its stable id in the dashboard API."""
+def number_of(family: str, worker_id: str) -> int:
+    """A worker's number in the dashboard API: the same wherever it is computed, far from those of servers."""
+    return 2**32 + zlib.crc32(f"{family}/{worker_id}".encode())
+
+
+def backend_of(worker: Worker) -> Backend:
+    """The backend a worker is."""
     offer = worker.offer
     return Backend(
         name=worker.name,
-        id=number,
+        id=number_of(worker.family, worker.id),
         column=worker.column,
         kind=offer.kind,
         scheme="hub",

@@ -60,7 +60,7 @@ class Proxy:
         return next(worker for worker in self.hub.workers.values() if not name or worker.name == name)
 
     def backend(self, name: str = "") -> Backend:
-        return backend_of(self.worker(name), 1)
+        return backend_of(self.worker(name))
 
     async def ask(self, call: Call, name: str = "") -> tuple[int, bytes]:
         """A whole exchange: status and body, or the error it ended with."""
