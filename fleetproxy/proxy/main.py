@@ -23,8 +23,9 @@ from fleetproxy.proxy.passage import Passage
 from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.recorder import Recorder
 from fleetproxy.proxy.waiting import Waiting
-from fleetproxy.transport.http1 import Http1Transport, tls_context
+from fleetproxy.transport.http2 import Http2Transport
 from fleetproxy.transport.hub import HubClient
+from fleetproxy.transport.pool import Http1Transport, tls_context
 
 #: Spool segments are closed, counters sent and idle connections looked at this often.
 BEAT_S = 1.0
@@ -38,13 +39,14 @@ async def main(process: Process) -> None:
     board = Board(process.runtime / "board", row=1 + process.index)
     spool = Spool(process.data / "spool", "requests", process.boot, process.name)
     http1 = Http1Transport(loop, tls_context)
+    http2 = Http2Transport(loop)
     hub = HubClient(process.runtime / "hub.sock", process.name)
     plane = Plane(
         name=process.name,
         snapshot=Snapshot(),
         board=board,
         recorder=Recorder(spool, process.name, loop.time),
-        transports={"http1": http1},
+        transports={"http1": http1, "http2": http2},
         instance=hashlib.sha256(os.fsencode(process.data)).hexdigest()[:8],
         waiting=Waiting(board, hub),
         hub_connected=lambda: hub.connected,
@@ -75,7 +77,9 @@ async def main(process: Process) -> None:
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
 
-    background = [_hold(part) for part in (link.run(), hub.run(), plane.sweep(), _beat(plane, spool, link, http1))]
+    background = [
+        _hold(part) for part in (link.run(), hub.run(), plane.sweep(), _beat(plane, spool, link, http1, http2))
+    ]
     leaving = asyncio.ensure_future(_leave(process, plane, stop))
     try:
         await serve(app, listener, stop)
@@ -86,6 +90,7 @@ async def main(process: Process) -> None:
         await asyncio.gather(*background, leaving, return_exceptions=True)
         spool.rotate()
         http1.close()
+        await http2.aclose()
 
 
 async def _leave(process: Process, plane: Plane, stop: asyncio.Event) -> None:
@@ -100,7 +105,7 @@ async def _leave(process: Process, plane: Plane, stop: asyncio.Event) -> None:
     stop.set()
 
 
-async def _beat(plane: Plane, spool: Spool, link: LinkClient, http1: Http1Transport) -> None:
+async def _beat(plane: Plane, spool: Spool, link: LinkClient, http1: Http1Transport, http2: Http2Transport) -> None:
     """Each second: close the spool segment, tell control our counters, let idle connections go."""
     while True:
         await asyncio.sleep(BEAT_S)
@@ -108,7 +113,9 @@ async def _beat(plane: Plane, spool: Spool, link: LinkClient, http1: Http1Transp
         plane.trips.cool()
         limits = plane.snapshot.limits
         http1.expire(plane.clock() - limits.keepalive_idle_s)
-        http1.keep_only(frozenset(r.backend.name for r in plane.snapshot.table.backends) | {"control"})
+        names = frozenset(routed.backend.name for routed in plane.snapshot.table.backends)
+        http1.keep_only(names | {"control"})
+        http2.keep_only(names)
         counters = dict(plane.counters)
         counters["audit_rows"] = spool.written
         counters["audit_dropped"] = spool.dropped

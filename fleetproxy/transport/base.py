@@ -97,3 +97,25 @@ class Upstream(Protocol):
 class Transport(Protocol):
     async def open(self, backend: Backend, call: Call, connect_s: float) -> Upstream:
         """Connect (or reuse) and send. Raises ConnectFailed or ConnectTimeout when the backend saw nothing."""
+
+
+class Gathered:
+    """A sink that keeps a short body. `done`: True at a clean end, False when it broke or grew past the limit."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit_bytes: int) -> None:
+        self.data = bytearray()
+        self.done: asyncio.Future[bool] = loop.create_future()
+        self._limit_bytes = limit_bytes
+
+    def piece(self, data: bytes, last: bool) -> None:
+        if self.done.done():
+            return
+        self.data += data
+        if len(self.data) > self._limit_bytes:
+            self.done.set_result(False)
+        elif last:
+            self.done.set_result(True)
+
+    def broken(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_result(False)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 to backends: a pool of asyncio protocols with httptools, over TCP, TLS or Unix sockets.
+"""HTTP/1.1 to backends: one connection as an asyncio protocol with httptools, over TCP, TLS or a Unix socket.
 
 Kept small because it is the hot path: one future per answer, no task, no timer; deadlines belong to the caller. Framing
 is never copied: we write our own, and what a backend sends that is not plain HTTP/1.1 is refused (faults U-20...U-42).
@@ -7,28 +7,35 @@ is never copied: we write our own, and what a backend sends that is not plain HT
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections import deque
-from collections.abc import Callable
+from typing import Protocol
 
 import httptools
 
-from fleetproxy.core.backend import Backend
 from fleetproxy.errors import (
     BackendLost,
     BackendReset,
     BadResponse,
     ConnectFailed,
     ConnectionStale,
-    ConnectTimeout,
 )
-from fleetproxy.transport.base import Answer, Call, Headers, Sink
+from fleetproxy.transport.base import Answer, Call, Gathered, Headers, Sink
 
 MAX_HEADER_BYTES = 32 * 1024
 MAX_HEADER_FIELDS = 100
 #: Body bytes kept while nobody reads them; beyond it the socket is paused.
 MAX_PENDING_BYTES = 256 * 1024
 MAX_INTERIM_ANSWERS = 16
+
+
+class Keeper(Protocol):
+    """What keeps connections of one backend (`transport.pool.Pool`)."""
+
+    loop: asyncio.AbstractEventLoop
+    #: The Host header, as a wire line.
+    host_line: bytes
+
+    def give_back(self, connection: Connection) -> None: ...
+    def forget(self, connection: Connection) -> None: ...
 
 
 class Connection(asyncio.Protocol):
@@ -54,8 +61,8 @@ class Connection(asyncio.Protocol):
         "_status_ready",
         "_surplus",
         "_touched",
-        "_unread_bytes",
         "_transport",
+        "_unread_bytes",
         "_waiter",
         "_whole",
         "busy",
@@ -63,7 +70,7 @@ class Connection(asyncio.Protocol):
         "reused",
     )
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Keeper) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -99,7 +106,7 @@ class Connection(asyncio.Protocol):
 
     # --- the call ------------------------------------------------------------------------------------------------
 
-    def start(self, backend: Backend, call: Call) -> None:
+    def start(self, call: Call) -> None:
         """Write the request. The connection belongs to the caller until `close()`."""
         self.busy = True
         self._head_only = call.method == b"HEAD"
@@ -201,6 +208,10 @@ class Connection(asyncio.Protocol):
             self._transport = None
             self._pool.forget(self)
             transport.abort()
+
+    @property
+    def open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
 
     def drop(self) -> None:
         """Close an idle connection."""
@@ -383,154 +394,3 @@ def _cause(error: BaseException, answered: bool) -> Exception:
 def _retrieved(future: asyncio.Future[None]) -> None:
     if not future.cancelled():
         future.exception()
-
-
-class Gathered:
-    """A sink that keeps a short body. `done`: True at a clean end, False when it broke or grew past the limit."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit_bytes: int) -> None:
-        self.data = bytearray()
-        self.done: asyncio.Future[bool] = loop.create_future()
-        self._limit_bytes = limit_bytes
-
-    def piece(self, data: bytes, last: bool) -> None:
-        if self.done.done():
-            return
-        self.data += data
-        if len(self.data) > self._limit_bytes:
-            self.done.set_result(False)
-        elif last:
-            self.done.set_result(True)
-
-    def broken(self, error: Exception) -> None:
-        if not self.done.done():
-            self.done.set_result(False)
-
-
-class Pool:
-    """Kept-alive connections of one backend. LIFO, so that idle ones age and go."""
-
-    def __init__(self, backend: Backend, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None) -> None:
-        self.backend = backend
-        self.loop = loop
-        self._tls = tls
-        self._idle: deque[Connection] = deque()
-        self.open = 0
-        host = backend.host_header or ("localhost" if backend.scheme == "unix" else backend.authority)
-        self.host_line = b"host: " + host.encode("idna" if not host.isascii() else "ascii") + b"\r\n"
-
-    def reuse(self) -> Connection | None:
-        idle = self._idle
-        while idle:
-            connection = idle.pop()
-            transport = connection._transport
-            if transport is not None and not transport.is_closing():
-                connection.reused = True
-                return connection
-        return None
-
-    async def connect(self, timeout_s: float) -> Connection:
-        backend = self.backend
-        try:
-            async with asyncio.timeout(timeout_s):
-                if backend.scheme == "unix":
-                    _, connection = await self.loop.create_unix_connection(lambda: Connection(self), backend.host)
-                elif self._tls is None:
-                    _, connection = await self.loop.create_connection(
-                        lambda: Connection(self), backend.host, backend.port
-                    )
-                else:
-                    _, connection = await self.loop.create_connection(
-                        lambda: Connection(self),
-                        backend.host,
-                        backend.port,
-                        ssl=self._tls,
-                        server_hostname=backend.tls_server_name or backend.host,
-                    )
-        except TimeoutError:
-            raise ConnectTimeout from None
-        except ssl.SSLError as error:
-            reason = error.reason or "unknown reason"
-            raise ConnectFailed(f"The TLS handshake with the server failed ({reason}).") from None
-        except (OSError, UnicodeError):
-            raise ConnectFailed from None
-        self.open += 1
-        return connection
-
-    def give_back(self, connection: Connection) -> None:
-        connection.idle_since = self.loop.time()
-        self._idle.append(connection)
-
-    def forget(self, connection: Connection) -> None:
-        try:
-            self._idle.remove(connection)
-        except ValueError:
-            pass
-
-    def expire(self, before: float) -> None:
-        """Close connections idle since before that loop time."""
-        idle = self._idle
-        while idle and idle[0].idle_since < before:
-            idle.popleft().drop()
-
-    def close(self) -> None:
-        while self._idle:
-            self._idle.pop().drop()
-
-
-class Http1Transport:
-    """Pools by backend. A backend whose configuration changed gets a new pool; the old one's idle ones go."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, tls_context: Callable[[Backend], ssl.SSLContext]) -> None:
-        self._loop = loop
-        self._tls_context = tls_context
-        self._pools: dict[str, Pool] = {}
-
-    def pool(self, backend: Backend) -> Pool:
-        key = backend.name
-        pool = self._pools.get(key)
-        if pool is not None and (pool.backend is backend or _same_peer(pool.backend, backend)):
-            pool.backend = backend
-            return pool
-        if pool is not None:
-            pool.close()
-        tls = self._tls_context(backend) if backend.scheme == "https" else None
-        pool = self._pools[key] = Pool(backend, self._loop, tls)
-        return pool
-
-    async def open(self, backend: Backend, call: Call, connect_s: float) -> Connection:
-        pool = self.pool(backend)
-        connection = None if call.fresh else pool.reuse()
-        if connection is None:
-            connection = await pool.connect(connect_s)
-        connection.start(backend, call)
-        return connection
-
-    def expire(self, before: float) -> None:
-        for pool in self._pools.values():
-            pool.expire(before)
-
-    def keep_only(self, names: frozenset[str]) -> None:
-        """Forget the pools of servers that are gone."""
-        for name in [name for name in self._pools if name not in names]:
-            self._pools.pop(name).close()
-
-    def close(self) -> None:
-        self.keep_only(frozenset())
-
-
-_PEER = ("scheme", "host", "port", "host_header", "tls_ca_file", "tls_verify", "tls_server_name")
-
-
-def _same_peer(a: Backend, b: Backend) -> bool:
-    return all(getattr(a, name) == getattr(b, name) for name in _PEER)
-
-
-def tls_context(backend: Backend) -> ssl.SSLContext:
-    """Client TLS for a backend: system roots or its CA file, TLS 1.2 or later."""
-    context = ssl.create_default_context(cafile=backend.tls_ca_file)
-    context.set_alpn_protocols(["http/1.1"])
-    if not backend.tls_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

@@ -154,7 +154,7 @@ class HttpxClient:
             finally:
                 await response.aclose()
         except httpx.HTTPError as error:
-            raise _error(error) from error
+            raise error_of(error) from error
 
     async def _body(self, response: httpx.Response) -> bytes:
         decode = _decoder(response.headers.get("content-encoding", ""), self._decoded_bytes)
@@ -174,7 +174,7 @@ class HttpxClient:
         known = self._clients.get(backend.name)
         if known is not None and known[0] == peer:
             return known[1]
-        client = _new_client(backend)
+        client = new_client(backend)
         self._clients[backend.name] = (peer, client)
         if known is not None:
             await known[1].aclose()
@@ -185,7 +185,8 @@ class HttpxClient:
 _PEER = ("scheme", "host", "port", "http2", "host_header", "tls_ca_file", "tls_verify", "tls_server_name")
 
 
-def _new_client(backend: Backend) -> httpx.AsyncClient:
+def new_client(backend: Backend, connections: int = MAX_CONNECTIONS) -> httpx.AsyncClient:
+    """A client for one server: nothing from the environment, no redirects, at most so many connections."""
     # Cleartext HTTP/2 has no negotiation: with http2 set, it is what is spoken.
     prior_knowledge = backend.http2 and backend.scheme != "https"
     transport = httpx.AsyncHTTPTransport(
@@ -193,7 +194,7 @@ def _new_client(backend: Backend) -> httpx.AsyncClient:
         trust_env=False,
         http1=not prior_knowledge,
         http2=backend.http2,
-        limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=1, keepalive_expiry=60.0),
+        limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60.0),
         uds=backend.host if backend.scheme == "unix" else None,
     )
     return httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
@@ -275,7 +276,7 @@ _ERRORS: tuple[tuple[type[httpx.HTTPError], type[BackendError], str], ...] = (
 )
 
 
-def _error(error: httpx.HTTPError) -> BackendError:
+def error_of(error: httpx.HTTPError) -> BackendError:
     if isinstance(error, httpx.ProtocolError):
         if "without sending a response" in str(error):
             return BackendReset("the server closed the connection without an answer")
