@@ -159,6 +159,8 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 
 def _open(path: Path, spool: Path, settings: Analytics, now_us: int, set_aside: tuple[Path, ...]) -> Opened:
+    if "?" in str(path):
+        raise StoreError("unusable", f"{path}: DuckDB cannot use a path with a question mark; choose another --data-dir")
     if path.exists():
         _check_header(path)
     connection = duckdb.connect(str(path), config=_config(path, settings))
