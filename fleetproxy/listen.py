@@ -96,4 +96,12 @@ async def serve(app: App, listener: Listener, stop: asyncio.Event) -> None:
 
 def taken(awaitable: Awaitable[None]) -> bool:
     """Whether a piece given to `send()` has been taken already; if not, the awaitable tells when it will be."""
-    return not hasattr(awaitable, "add_done_callback")
+    kind = type(awaitable)
+    known = _taken.get(kind)
+    if known is None:
+        known = _taken[kind] = not hasattr(kind, "add_done_callback")
+    return known
+
+
+#: Kind of awaitable -> whether it means "taken": a look-up costs half of what asking the object does.
+_taken: dict[type, bool] = {}

@@ -1,30 +1,38 @@
 """A passive reader of an answer on its way through: has its end marker gone by, what usage did it report?
 
-It looks, never touches. Memory is bounded: the first 4 KiB and the last 64 KiB are kept, by reference. Any chunking
-gives the same result, and garbage gives none; nothing here raises on what a backend sends.
+It looks, never touches, and never raises on what a backend sends. Memory is bounded: the first 4 KiB and the last
+64 KiB are kept, the pieces themselves, joined now and then. Everything is decided on whole lines and on exactly these
+bytes, so any chunking gives the same result.
+
+A chunk costs a few substring searches (`_HINTS`); only when one hits, lines are looked at, and only those that end in
+that chunk.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import msgspec
 
 from fleetproxy.core.operation import Endpoint, Marker
 from fleetproxy.core.usage import NOTHING, Usage
+from fleetproxy.wire import report
+from fleetproxy.wire.report import Report
 
 HEAD_BYTES = 4 * 1024
 TAIL_BYTES = 64 * 1024
+#: Pieces are joined when they and what each costs in memory come to this.
+_COMPACT_BYTES = 2 * TAIL_BYTES
+_PIECE_COST_BYTES = 64
 
 
-class Seen(msgspec.Struct, frozen=True):
+class Seen(msgspec.Struct, frozen=True, gc=False):
     """What an answer said in passing."""
 
     usage: Usage
-    #: Its end marker has gone by.
+    #: Its end marker has gone by, or the backend's own error, after which nothing comes.
     terminal: bool
-    #: The text of an error the backend put into the stream.
+    #: The text of an error the backend put into its answer.
     error: str | None
 
 
@@ -32,315 +40,275 @@ class Tap:
     """Reads one answer. `streamed`: it should end with the endpoint's marker."""
 
     __slots__ = (
+        "_append",
+        "_cut",
+        "_edge",
+        "_error",
         "_head",
-        "_head_size",
+        "_hinted",
         "_hints",
-        "_line",
-        "_seen",
-        "_size",
-        "_streamed",
-        "_tail",
-        "_verdict",
-        "error",
-        "terminal",
+        "_last_line",
+        "_marker",
+        "_over",
+        "_pieces",
+        "_room",
     )
 
     def __init__(self, endpoint: Endpoint, streamed: bool) -> None:
-        marker = endpoint.marker_stream if streamed else None
-        self._streamed = streamed
-        self._hints, self._verdict = _MARKERS[marker]
-        self._head: list[bytes] = []
-        self._head_size = 0
-        self._tail: deque[bytes] = deque()
-        #: Bytes kept in the tail, and bytes seen.
-        self._size = 0
-        self._seen = 0
-        #: The unfinished line before the next chunk.
-        self._line = b""
-        self.terminal = False
-        self.error: str | None = None
+        self._marker: Marker | None = endpoint.marker_stream if streamed else None
+        self._hints = _HINTS[self._marker]
+        self._pieces: list[bytes] = []
+        self._append = self._pieces.append
+        self._room = _COMPACT_BYTES
+        #: The first bytes, once pieces have been dropped (`_cut`).
+        self._head = b""
+        self._cut = False
+        #: The end of the chunk before, where a hint may have begun.
+        self._edge = b""
+        #: Hints seen in the line that has not ended yet.
+        self._hinted: tuple[bytes, ...] = ()
+        self._over = False
+        self._error: str | None = None
+        #: The line that ended the stream.
+        self._last_line: bytes | None = None
 
     def see(self, chunk: bytes) -> bool:
-        """The next bytes. True exactly when the end marker has just gone by."""
-        size = len(chunk)
-        tail = self._tail
-        tail.append(chunk)
-        self._size += size
-        self._seen += size
-        if self._head_size < HEAD_BYTES:
-            self._head.append(chunk)
-            self._head_size += size
-        while self._size - len(tail[0]) >= TAIL_BYTES:
-            self._size -= len(tail.popleft())
-        hints = self._hints
-        if not hints or self.terminal:
-            return False
-        if self._line:
-            chunk = self._line + chunk
-        for hint in hints:
-            if hint in chunk:
-                self._judge(chunk)
-                break
-        if chunk.endswith(b"\n"):
-            self._line = b""
-        else:
-            self._line = chunk[chunk.rfind(b"\n") + 1 :][-TAIL_BYTES:]
-        return self.terminal
+        """The next bytes. True exactly when the line with the end marker has just gone by."""
+        self._append(chunk)
+        self._room -= len(chunk) + _PIECE_COST_BYTES
+        if self._room < 0:
+            self._compact()
+        edge = self._edge
+        data = edge + chunk if edge else chunk
+        for hint in self._hints:
+            if hint in data:
+                return self._look(chunk, data)
+        if self._hinted:
+            return self._look(chunk, data)
+        self._edge = b"" if data.endswith(b"\n") else data[-_EDGE_BYTES:]
+        return False
+
+    @property
+    def terminal(self) -> bool:
+        """The end marker has gone by; its line may lack its line end, if nothing more comes."""
+        return self._over or (bool(self._hints) and self._verdict(self._rest(), _NO_HINTS) is not None)
+
+    @property
+    def error(self) -> str | None:
+        return self._error
 
     @property
     def mid_line(self) -> bool:
         """The last byte seen was not the end of a line."""
-        return bool(self._line)
+        last = next((piece for piece in reversed(self._pieces) if piece), b"\n")
+        return not last.endswith((b"\n", b"\r"))
 
     def end(self) -> Seen:
-        """Everything known now. May be called before the body has ended."""
-        whole = self._seen == self._size
-        tail = self._tail[0] if len(self._tail) == 1 else b"".join(self._tail)
-        try:
-            usage = self._usage(tail, whole)
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError):
-            usage = NOTHING
-        return Seen(usage, self.terminal, self.error)
+        """Everything known now. May be called before the body has ended, and again."""
+        line, error = self._last_line, self._error
+        if not self._over and self._hints:
+            rest = self._rest()
+            found = self._verdict(rest, self._hinted)
+            if found is not None:
+                return Seen(_USAGES[self._marker](self, rest), True, found or None)
+        return Seen(_USAGES[self._marker](self, line), self._over, error)
 
-    def _judge(self, text: bytes) -> None:
-        """A hint was seen: read the lines for what they really say."""
-        for line in text.splitlines():
-            if any(hint in line for hint in self._hints):
-                terminal, error = self._verdict(line)
-                if error is not None:
-                    self.error = error
-                if terminal:
-                    self.terminal = True
-                    return
+    # --- lines ---------------------------------------------------------------------------------------------------
 
-    def _usage(self, tail: bytes, whole: bool) -> Usage:
-        if not self._streamed:
-            return _report(tail) if whole else _last_report(tail)
-        first = _first_report(b"".join(self._head)[:HEAD_BYTES]) if self._seen > self._size else NOTHING
-        found = _stream_reports(tail)
-        merged = first
-        for usage in found:
-            merged = _over(usage, merged)
-        return merged
+    def _look(self, chunk: bytes, data: bytes) -> bool:
+        """A hint was seen in this chunk, or before in the same line: judge the lines that end in this chunk."""
+        self._edge = b"" if data.endswith(b"\n") else data[-_EDGE_BYTES:]
+        if b"\n" not in chunk and b"\r" not in chunk:
+            self._hinted = self._hints_in(data, self._hinted)
+            return False
+        kept = b"".join(self._pieces)
+        start = max(kept.rfind(b"\n", 0, len(kept) - len(chunk)), kept.rfind(b"\r", 0, len(kept) - len(chunk))) + 1
+        end = max(kept.rfind(b"\n"), kept.rfind(b"\r")) + 1
+        before = self._hinted
+        for line in kept[start:end].splitlines():
+            error = self._verdict(line, before)
+            before = _NO_HINTS
+            if error is not None:
+                self._error = error or None
+                self._last_line = line[-TAIL_BYTES:]
+                self._over = True
+                self._hints = self._hinted = _NO_HINTS
+                return True
+        self._hinted = self._hints_in(kept[end:], _NO_HINTS)
+        return False
+
+    def _hints_in(self, text: bytes, before: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        return tuple(hint for hint in self._hints if hint in before or hint in text)
+
+    def _verdict(self, line: bytes, before: tuple[bytes, ...]) -> str | None:
+        """None: the stream goes on after this line. Otherwise it is over: "" well, else with the error given.
+
+        `before`: hints seen in a part of the line that is gone.
+        """
+        if len(line) <= TAIL_BYTES:
+            for hint in self._hints:
+                if hint in line:
+                    return _VERDICTS[self._marker](line)
+            return None
+        # Too long to be kept whole: only ends of answers that repeat what was said before get so long.
+        hints = self._hints_in(line, before)
+        return "" if _OVERLONG[self._marker](line[-TAIL_BYTES:], hints) else None
+
+    def _rest(self) -> bytes:
+        """The line that has not ended; no more than its last 64 KiB and a byte."""
+        kept = b"".join(self._pieces)
+        return kept[max(kept.rfind(b"\n"), kept.rfind(b"\r")) + 1 :][-TAIL_BYTES - 1 :]
+
+    # --- what is kept --------------------------------------------------------------------------------------------
+
+    def _compact(self) -> None:
+        kept = b"".join(self._pieces)
+        if len(kept) > TAIL_BYTES + 1:
+            if not self._cut:
+                self._head = kept[:HEAD_BYTES]
+                self._cut = True
+            # One byte more than is used: it tells a line of exactly 64 KiB from a longer one.
+            kept = kept[-TAIL_BYTES - 1 :]
+        self._pieces = [kept]
+        self._append = self._pieces.append
+        self._room = _COMPACT_BYTES - len(kept)
+
+    def head(self) -> bytes:
+        """The first 4 KiB."""
+        return self._head if self._cut else b"".join(self._pieces)[:HEAD_BYTES]
+
+    def tail(self) -> tuple[bytes, bool]:
+        """The last 64 KiB, and whether they are all there was."""
+        kept = b"".join(self._pieces)
+        return kept[-TAIL_BYTES:], not self._cut and len(kept) <= TAIL_BYTES
 
 
-# --- end markers ---------------------------------------------------------------------------------------------------
+# --- end markers -------------------------------------------------------------------------------------------------------
 
-Verdict = Callable[[bytes], tuple[bool, str | None]]
-_UNDECIDED: tuple[bool, str | None] = (False, None)
+_NO_HINTS: tuple[bytes, ...] = ()
+_ERROR = b'"error"'
 
-
-class _Line(msgspec.Struct):
-    """The fields of a stream's line that decide."""
-
-    done: bool | None = None
-    done_reason: str | None = None
-    status: object = None
-    error: object = None
-    type: str | None = None
-    message: object = None
-
-
-_LINE = msgspec.json.Decoder(_Line)
+#: Marker -> byte strings of which each deciding line has at least one, and few others have any.
+_HINTS: dict[Marker | None, tuple[bytes, ...]] = {
+    None: _NO_HINTS,
+    "ndjson_done": (b"true", b'"done_reason"', _ERROR),
+    "ndjson_status": (b'"success"', _ERROR),
+    "sse_done": (b"[DONE]", _ERROR),
+    "sse_message_stop": (b"message_stop", _ERROR),
+    "sse_response_completed": (b"response.completed", b"response.incomplete", b"response.failed", _ERROR),
+}
+_EDGE_BYTES = max(len(hint) for hints in _HINTS.values() for hint in hints) - 1
+_RESPONSE_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
-def _decode(text: bytes) -> _Line | None:
-    try:
-        return _LINE.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+def _ndjson_done(line: bytes) -> str | None:
+    said = report.read(line)
+    if said is None:
         return None
+    # Some backends end with a reason alone (faults: terminal `done_reason` without `done`).
+    return "" if said.done or (said.done is None and said.done_reason) else report.error_text(said)
 
 
-def _data(line: bytes) -> bytes:
-    """What a `data:` line of an event stream carries; nothing for other lines."""
-    return line[5:].strip() if line.startswith(b"data:") else b""
+def _ndjson_status(line: bytes) -> str | None:
+    said = report.read(line)
+    if said is None:
+        return None
+    return "" if said.status == "success" else report.error_text(said)
 
 
-def _text_of(error: object) -> str:
-    if isinstance(error, dict):
-        error = error.get("message", error)
-    return str(error)[:512]
-
-
-def _ndjson_done(line: bytes) -> tuple[bool, str | None]:
-    seen = _decode(line)
-    if seen is None:
-        return _UNDECIDED
-    if seen.error is not None:
-        return True, _text_of(seen.error)
-    return bool(seen.done or seen.done_reason), None
-
-
-def _ndjson_status(line: bytes) -> tuple[bool, str | None]:
-    seen = _decode(line)
-    if seen is None:
-        return _UNDECIDED
-    if seen.error is not None:
-        return True, _text_of(seen.error)
-    return seen.status == "success", None
-
-
-def _sse_done(line: bytes) -> tuple[bool, str | None]:
-    data = _data(line)
+def _sse_done(line: bytes) -> str | None:
+    data = report.data(line)
     if data == b"[DONE]":
-        return True, None
-    seen = _decode(data) if data else None
-    if seen is not None and seen.error is not None:
-        return True, _text_of(seen.error)
-    return _UNDECIDED
+        return ""
+    return _data_error(report.read(data))
 
 
-def _sse_typed(*types: str) -> Verdict:
-    def verdict(line: bytes) -> tuple[bool, str | None]:
-        data = _data(line)
-        seen = _decode(data) if data else None
-        if seen is None:
-            return _UNDECIDED
-        if seen.type in types:
-            return True, None
-        if seen.error is not None or seen.type == "error":
-            return True, _text_of(seen.error if seen.error is not None else seen.message)
-        return _UNDECIDED
-
-    return verdict
+def _sse_message_stop(line: bytes) -> str | None:
+    said = report.read(report.data(line))
+    return "" if said is not None and said.type == "message_stop" else _data_error(said)
 
 
-#: Marker -> byte strings one of which is in every deciding line (cheap to look for), and the judge of such lines.
-_MARKERS: dict[Marker | None, tuple[tuple[bytes, ...], Verdict]] = {
-    None: ((), _ndjson_done),
-    "ndjson_done": ((b'"done":true', b'"done_reason"', b'"done": true', b'"error"'), _ndjson_done),
-    "ndjson_status": ((b'"success"', b'"error"'), _ndjson_status),
-    "sse_done": ((b"[DONE]", b'"error"'), _sse_done),
-    "sse_message_stop": ((b"message_stop", b'"error"'), _sse_typed("message_stop")),
-    "sse_response_completed": (
-        (b"response.completed", b"response.incomplete", b"response.failed", b'"error"'),
-        _sse_typed("response.completed", "response.incomplete", "response.failed"),
-    ),
+def _sse_response(line: bytes) -> str | None:
+    said = report.read(report.data(line))
+    if said is not None and said.type in _RESPONSE_ENDS:
+        return report.error_text(report.inner(said)) or ""
+    return _data_error(said)
+
+
+def _data_error(said: Report | None) -> str | None:
+    return report.error_text(said) if said is not None else None
+
+
+def _nothing_ends(line: bytes) -> str | None:
+    return None
+
+
+_VERDICTS: dict[Marker | None, Callable[[bytes], str | None]] = {
+    None: _nothing_ends,
+    "ndjson_done": _ndjson_done,
+    "ndjson_status": _ndjson_status,
+    "sse_done": _sse_done,
+    "sse_message_stop": _sse_message_stop,
+    "sse_response_completed": _sse_response,
+}
+
+
+def _never(end: bytes, hints: tuple[bytes, ...]) -> bool:
+    return False
+
+
+#: Marker -> whether a line of more than 64 KiB, of which this is the end, ends the stream.
+_OVERLONG: dict[Marker | None, Callable[[bytes, tuple[bytes, ...]], bool]] = {
+    None: _never,
+    # Ollama's last line repeats the context, after `done` and before the counts that only the last line has.
+    "ndjson_done": lambda end, hints: bool(hints) and hints != (_ERROR,) and b'"total_duration"' in end[-1024:],
+    "ndjson_status": _never,
+    "sse_done": _never,
+    "sse_message_stop": _never,
+    # The last event repeats the whole answer.
+    "sse_response_completed": lambda end, hints: bool(hints) and hints != (_ERROR,) and b'"usage"' in end,
 }
 
 
 # --- usage -----------------------------------------------------------------------------------------------------------
 
 
-class _Counts(msgspec.Struct):
-    """`usage` of OpenAI (prompt/completion), of Anthropic and of the responses API (input/output)."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+def _of_last_line(tap: Tap, line: bytes | None) -> Usage:
+    if line is None:
+        return NOTHING
+    said = report.read(report.data(line) or line)
+    return report.usage(said) if said is not None else report.last_usage(line)
 
 
-class _Timings(msgspec.Struct):
-    """llama.cpp's `timings`."""
-
-    prompt_n: int | None = None
-    predicted_n: int | None = None
-    prompt_ms: float | None = None
-    predicted_ms: float | None = None
+def _of_chunks(tap: Tap, line: bytes | None) -> Usage:
+    """The last chunk that says something: usage, or llama.cpp's timings."""
+    text, _ = tap.tail()
+    return report.last_reported(text)
 
 
-class _Inner(msgspec.Struct):
-    """`message` of Anthropic's message_start, `response` of the responses API's last event."""
-
-    usage: _Counts | None = None
-
-
-class _Report(msgspec.Struct):
-    prompt_eval_count: int | None = None
-    eval_count: int | None = None
-    load_duration: int | None = None
-    prompt_eval_duration: int | None = None
-    eval_duration: int | None = None
-    usage: _Counts | None = None
-    timings: _Timings | None = None
-    response: _Inner | str | None = None
-    #: Undecoded: Ollama's chat message, or Anthropic's message_start.
-    message: msgspec.Raw = msgspec.Raw()
-    type: str | None = None
+def _of_message(tap: Tap, line: bytes | None) -> Usage:
+    """Anthropic: the prompt's tokens come with the first event, the answer's with the last but one."""
+    text, _ = tap.tail()
+    return report.over(report.last_reported(text), report.first_reported(tap.head()))
 
 
-_REPORT = msgspec.json.Decoder(_Report)
-_COUNTS = msgspec.json.Decoder(_Counts)
-_INNER = msgspec.json.Decoder(_Inner)
-_REPORT_HINTS = (b'"usage"', b'"prompt_eval_count"', b'"eval_count"', b'"timings"', b'"load_duration"')
+def _of_body(tap: Tap, line: bytes | None) -> Usage:
+    text, whole = tap.tail()
+    said = report.read(text) if whole else None
+    if said is not None:
+        return report.usage(said)
+    return report.over(report.last_usage(text), report.last_usage(tap.head()))
 
 
-def _report(text: bytes) -> Usage:
-    """The usage of one JSON object. Raises msgspec's errors on what is none."""
-    report = _REPORT.decode(text)
-    counts = report.usage
-    if counts is None and isinstance(report.response, _Inner):
-        counts = report.response.usage
-    if counts is None and report.type == "message_start" and bytes(report.message):
-        counts = _INNER.decode(report.message).usage
-    tokens_in, tokens_out = report.prompt_eval_count, report.eval_count
-    prompt_ms, eval_ms = _ms(report.prompt_eval_duration), _ms(report.eval_duration)
-    timings = report.timings
-    if timings is not None:
-        tokens_in, tokens_out = timings.prompt_n, timings.predicted_n
-        prompt_ms, eval_ms = timings.prompt_ms, timings.predicted_ms
-    if counts is not None:
-        given_in = counts.prompt_tokens if counts.prompt_tokens is not None else counts.input_tokens
-        given_out = counts.completion_tokens if counts.completion_tokens is not None else counts.output_tokens
-        tokens_in = given_in if given_in is not None else tokens_in
-        tokens_out = given_out if given_out is not None else tokens_out
-    return Usage(tokens_in, tokens_out, _ms(report.load_duration), prompt_ms, eval_ms)
-
-
-def _ms(nanoseconds: int | None) -> float | None:
-    return nanoseconds / 1e6 if nanoseconds is not None else None
-
-
-def _lines(text: bytes) -> Iterator[bytes]:
-    """The JSON objects of a stream's lines, NDJSON or SSE, that report something."""
-    for line in text.splitlines():
-        if any(hint in line for hint in _REPORT_HINTS):
-            yield _data(line) or line
-
-
-def _stream_reports(text: bytes) -> Iterator[Usage]:
-    for line in _lines(text):
-        try:
-            yield _report(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            continue
-
-
-def _first_report(head: bytes) -> Usage:
-    """What the beginning said, when the kept tail no longer holds it (Anthropic gives input_tokens first)."""
-    merged = NOTHING
-    for usage in _stream_reports(head):
-        merged = _over(usage, merged)
-    return merged
-
-
-def _last_report(tail: bytes) -> Usage:
-    """Usage from the end of a JSON body too large to keep: the last `usage` object, or Ollama's own counts."""
-    at = tail.rfind(b'"usage"')
-    if at >= 0:
-        start = tail.find(b"{", at)
-        end = tail.find(b"}", start)
-        while 0 <= start < end:
-            try:
-                counts = _COUNTS.decode(tail[start : end + 1])
-            except msgspec.MsgspecError:
-                end = tail.find(b"}", end + 1)
-                continue
-            return _report(b'{"usage":' + tail[start : end + 1] + b"}") if counts is not None else NOTHING
-    comma = tail.rfind(b"]")
-    if comma >= 0 and b'"prompt_eval_count"' in tail[comma:]:
-        fields = tail[comma + 1 :].lstrip(b"], \t\r\n")
-        return _report(b"{" + fields)
+def _none(tap: Tap, line: bytes | None) -> Usage:
     return NOTHING
 
 
-def _over(newer: Usage, older: Usage) -> Usage:
-    """Later reports replace earlier ones, field by field."""
-    return Usage(
-        newer.tokens_in if newer.tokens_in is not None else older.tokens_in,
-        newer.tokens_out if newer.tokens_out is not None else older.tokens_out,
-        newer.load_ms if newer.load_ms is not None else older.load_ms,
-        newer.prompt_eval_ms if newer.prompt_eval_ms is not None else older.prompt_eval_ms,
-        newer.eval_ms if newer.eval_ms is not None else older.eval_ms,
-    )
+_USAGES: dict[Marker | None, Callable[[Tap, bytes | None], Usage]] = {
+    None: _of_body,
+    "ndjson_done": _of_last_line,
+    "ndjson_status": _none,
+    "sse_done": _of_chunks,
+    "sse_message_stop": _of_message,
+    "sse_response_completed": _of_last_line,
+}
