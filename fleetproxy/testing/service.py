@@ -147,9 +147,8 @@ class Service(Spawned):
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Rows of the request history, by SQL."""
-        answer = self.admin("POST", "/api/query", {"sql": sql})
-        names = [column["name"] if isinstance(column, dict) else column for column in answer["columns"]]
-        return [dict(zip(names, row, strict=True)) if isinstance(row, list) else row for row in answer["rows"]]
+        rows: list[dict[str, Any]] = self.admin("POST", "/api/query", {"sql": sql})
+        return rows
 
     def records(self, ids: Iterable[str], within_s: float = 5.0) -> dict[str, dict[str, Any]]:
         """The one row of each of these requests; AssertionError when one has none, or more than one."""
@@ -176,12 +175,16 @@ class Service(Spawned):
         lines = (line for line in self.text().splitlines() if BAD_LINES.search(line))
         return [line for line in lines if not any(pattern.search(line) for pattern in self.allowed)]
 
+    @property
+    def runtime(self) -> Path:
+        """The runtime folder of the running service."""
+        return Path(json.loads((self.data / "lock").read_text())["runtime"])
+
     def in_flight(self) -> int:
         """Requests counted on the load board, over all backends."""
         from fleetproxy.link.board import Board  # noqa: PLC0415 - only where a service runs
 
-        runtime = json.loads((self.data / "lock").read_text())["runtime"]
-        board = Board(Path(runtime) / "board")
+        board = Board(self.runtime / "board")
         try:
             return sum(board.cells[4096:])
         finally:

@@ -206,6 +206,15 @@ class Stage:
         sql = f"select * from attempts where request_id = '{record['request_id']}' order by attempt"  # noqa: S608
         return await asyncio.to_thread(self.service.rows, sql)
 
+    @property
+    def rows_before(self) -> int:
+        """Records there were before this case."""
+        return self._rows
+
+    async def recount(self) -> None:
+        """Take the records there are now for granted: for requests whose number of records is not the question."""
+        self._rows = await self.count() - len(self.asked)
+
     async def settle(self) -> None:
         """The oracle, and exactly as many records as requests, one each."""
         await self.records()
