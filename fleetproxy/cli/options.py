@@ -17,13 +17,20 @@ def parser(command: str, *, examples: str, says: str) -> argparse.ArgumentParser
     """A parser whose help begins with examples and ends with the exit codes."""
     return _ExamplesFirst(
         prog=f"fleetproxy {command}",
-        description=f"{says}",
+        description=says,
         usage=argparse.SUPPRESS,
         epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
         examples=examples,
     )
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """The same width everywhere: the reference page is made from it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=100)
 
 
 class _ExamplesFirst(argparse.ArgumentParser):

@@ -65,6 +65,7 @@ def _is_secret(annotation: Any) -> bool:
 class Server(Section, frozen=True, kw_only=True):
     """One inference server of the fleet."""
 
+    #: Shown everywhere, and what X-Ollama-Pin-Server names; unique, case does not count.
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     #: http(s)://host[:port][/prefix]; IPv6 in brackets; default port 11434 for http ollama, else the scheme's.
     url: str
@@ -74,13 +75,21 @@ class Server(Section, frozen=True, kw_only=True):
     api_key: Secret | None = None
     #: Video memory in GiB; absent: not known, such a server is tried last for a model nobody lists.
     vram_gb: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
+    #: Generating requests it gets at once; absent: no limit.
     max_concurrent: Positive | None = None
+    #: Inputs of one embeddings request it gets at once; larger ones are split over the fleet. Absent: not split.
     embedding_batch_size: Positive | None = None
+    #: Talk HTTP/2 to it; only where it needs that, because it costs more.
     http2: bool = False
+    #: File with the certificates to trust for it, besides the system's.
     tls_ca_file: str | None = None
+    #: Check its certificate.
     tls_verify: bool = True
+    #: Name its certificate has, where that is not the host of the URL.
     tls_server_name: str | None = None
+    #: Host header it gets; absent: host and port of the URL.
     host_header: str | None = None
+    #: Maintenance: false keeps it polled and visible but gives it nothing.
     enabled: bool = True
     #: Port of the metrics agent on that machine; 0 switches it off.
     metrics_port: Port | None = None
@@ -93,7 +102,9 @@ class Key(Section, frozen=True, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     #: The key itself, or `sha256:<hex>`.
     key: Secret
+    #: Requests this key may have open at once; absent: no limit.
     max_in_flight: Positive | None = None
+    #: Requests this key may make in a minute; absent: no limit.
     requests_per_minute: Positive | None = None
     #: Models this key may use; absent means all.
     models: tuple[str, ...] | None = None
@@ -102,7 +113,9 @@ class Key(Section, frozen=True, kw_only=True):
 class Tls(Section, frozen=True, kw_only=True):
     """TLS on the public port."""
 
+    #: File with the certificate chain, PEM.
     cert: str | None = None
+    #: File with its private key, PEM.
     key: str | None = None
 
 
@@ -115,14 +128,19 @@ class Auth(Section, frozen=True, kw_only=True):
     admin_key: Secret | None = None
     #: The first administrator, made at start while there are no users. The password needs 10 characters.
     admin_username: str | None = None
+    #: Password of the first administrator, at least 10 characters.
     admin_password: Secret | None = None
     #: Dial-in workers must show it.
     client_key: Secret | None = None
+    #: pull, push, create, copy, delete and blobs need a key even where reading is open.
     protect_writes: bool = False
     #: CIDR networks whose X-Forwarded-For and X-User-Roles are believed.
     trusted_proxies: tuple[str, ...] = ()
+    #: Roles in X-User-Roles of a trusted proxy that stand for the API key.
     api_http_roles: tuple[str, ...] = ()
+    #: Roles in X-User-Roles of a trusted proxy that stand for the client key.
     client_http_roles: tuple[str, ...] = ()
+    #: Workers with a key are refused while no client_key is set, instead of let in.
     strict_client_key: bool = True
 
 
@@ -132,23 +150,32 @@ class Cors(Section, frozen=True, kw_only=True):
 
 
 class Routing(Section, frozen=True, kw_only=True):
+    #: Name callers ask for -> model that serves it.
     aliases: dict[str, str] = {}
     #: Route unknown or offline pins as if not pinned, and say so in `x-fleet-pin`.
     pin_fallback: bool = False
+    #: Leave x-fleet-backend out of answers.
     hide_backends: bool = False
-    #: Ollama bodies get these where the caller set none; absent: bytes stay as received.
+    #: Ollama bodies without `num_ctx` get this; absent: bytes stay as received.
     min_num_ctx: Positive | None = None
+    #: Ollama bodies without `keep_alive` get this; absent: bytes stay as received.
     default_keep_alive: str | None = None
+    #: Retries may be at most this share of requests, plus three.
     retry_budget: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    #: Failures in a row after which a server gets nothing for a while.
     eject_failures: Positive = 5
+    #: How long that is the first time; it doubles each time after.
     eject_s: Seconds = 30.0
+    #: The longest it gets.
     eject_max_s: Seconds = 600.0
     #: Name shown for an address in records.
     source_names: dict[str, str] = {}
 
 
 class Limits(Section, frozen=True, kw_only=True):
+    #: Largest request body; uploads (blobs, audio) are streamed and not limited by it.
     body_bytes: Positive = 128 * 1024 * 1024
+    #: Request bodies held in memory by one proxy process, all together.
     buffered_bytes: Positive = 512 * 1024 * 1024
     #: Connections one proxy process accepts.
     connections: Positive = 8192
@@ -157,26 +184,37 @@ class Limits(Section, frozen=True, kw_only=True):
 
 
 class Timeouts(Section, frozen=True, kw_only=True):
+    #: To connect to a server.
     connect_s: Seconds = 3.0
+    #: Until the first byte of a generating request: a model may load first.
     first_byte_s: Seconds = 600.0
+    #: Until the first byte of any other request.
     first_byte_other_s: Seconds = 10.0
+    #: Between two pieces of a stream from a server.
     stream_idle_s: Seconds = 120.0
+    #: Between two pieces of a body from a caller.
     body_idle_s: Seconds = 30.0
+    #: For a caller that has stopped reading.
     write_stall_s: Seconds = 120.0
     #: How long open requests may go on after SIGTERM; 0 ends them at once.
     drain_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 30.0
 
 
 class Poll(Section, frozen=True, kw_only=True):
+    #: Between two polls of a server.
     interval_s: Seconds = 10.0
+    #: For one poll.
     timeout_s: Seconds = 5.0
+    #: Failed polls in a row after which a server is offline.
     offline_threshold: Positive = 3
+    #: Good polls in a row after which it is online again.
     online_threshold: Positive = 2
 
 
 class Queue(Section, frozen=True, kw_only=True):
     #: Requests that may wait in line, all servers together; 0 switches waiting off.
     size: Annotated[int, Meta(ge=0)] = 512
+    #: The longest wait in line.
     wait_s: Seconds = 300.0
 
 
@@ -190,6 +228,7 @@ class Metrics(Section, frozen=True, kw_only=True):
 class Dashboard(Section, frozen=True, kw_only=True):
     #: host:port of a separate dashboard address.
     listen: str | None = None
+    #: Serve the dashboard and its API on the public port too.
     on_public_port: bool = True
 
 
@@ -207,6 +246,7 @@ class Analytics(Section, frozen=True, kw_only=True):
     samples_days: Positive = 14
     #: DuckDB's memory limit.
     memory_bytes: Annotated[int, Meta(ge=64 * 1024 * 1024)] = 1024 * 1024 * 1024
+    #: For one SQL query.
     query_timeout_s: Seconds = 10.0
     #: Rows one SQL query may return.
     query_rows: Positive = 10_000
@@ -217,17 +257,22 @@ class Analytics(Section, frozen=True, kw_only=True):
 class Telegram(Section, frozen=True, kw_only=True):
     """Where the fleet's own alerts go; users add their own chats in the dashboard."""
 
+    #: Token of the bot that sends.
     bot_token: Secret | None = None
+    #: Chat it sends to.
     chat_id: str | None = None
     #: Base address of the bot API; a self-hosted bot API server may stand here.
     api_url: str = "https://api.telegram.org"
+    #: Say nothing about models that were asked for and are nowhere.
     mute_model_not_found: bool = False
 
 
 class Wan(Section, frozen=True, kw_only=True):
     """Is the internet reachable? While it is not, "server offline" alerts wait: our own line may be the cause."""
 
+    #: Between two checks.
     interval_s: Seconds = 60.0
+    #: Failed checks in a row after which the internet counts as away.
     offline_threshold: Positive = 3
     #: host:port pairs; one that accepts a connection is enough. Empty switches the check off.
     targets: tuple[str, ...] = ("1.1.1.1:443", "8.8.8.8:53")
@@ -240,22 +285,30 @@ class Discovery(Section, frozen=True, kw_only=True):
     docker_socket: str | None = None
     #: Registries asked whether a model can be had again, before it is deleted.
     ollama_registry_url: str = "https://registry.ollama.ai"
+    #: Where Hugging Face models are looked up.
     huggingface_url: str = "https://huggingface.co"
     #: Folder of `<name>/plugin.json` manifests shown besides the built-in ones.
     plugins_dir: str | None = None
 
 
 class Log(Section, frozen=True, kw_only=True):
+    #: The least that is logged; all is debug, none is silence.
     level: Literal["all", "debug", "info", "warn", "warning", "error", "fatal", "none"] = "info"
+    #: text is for people, json for programs; auto is text on a terminal.
     format: Literal["auto", "text", "json"] = "auto"
 
 
 class Settings(Section, frozen=True, kw_only=True):
+    #: Address to listen on; 0.0.0.0 is every one of this machine, and then callers need a key.
     host: str = "127.0.0.1"
+    #: The public port: Ollama's own, so that clients need no change. 0 takes a free one.
     port: Port = 11434
     #: Proxy processes.
     processes: Annotated[int, Meta(ge=1, le=64)] = 1
+    #: Where history, accounts and audit records are kept; absent: $XDG_STATE_HOME/fleetproxy, as root
+    #: /var/lib/fleetproxy.
     data_dir: str | None = None
+    #: Sockets and the load board; absent: $XDG_RUNTIME_DIR/fleetproxy-<hash>, else /tmp/fleetproxy-<uid>-<hash>.
     runtime_dir: str | None = None
     #: Listen beyond loopback without keys.
     open: bool = False

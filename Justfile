@@ -1,0 +1,75 @@
+# What one does with this project, in words people guess. CI (.ci/run) calls the same words.
+
+python := if path_exists(".venv/bin/python") == "true" { ".venv/bin/python" } else { "python3" }
+bin := if path_exists(".venv/bin/ruff") == "true" { ".venv/bin/" } else { "" }
+
+# This list.
+[private]
+default:
+    @just --list --unsorted
+
+# Make .venv with the project (editable) and everything needed to work on it.
+setup:
+    .ci/setup
+
+# Run it here, with text logs, on port 11434; words after it go to `fleetproxy serve`.
+dev *words:
+    {{python}} -m fleetproxy serve --log-format text --data-dir .venv/data {{words}}
+
+# A made-up fleet with traffic, to look around.
+demo *words:
+    {{python}} -m fleetproxy demo {{words}}
+
+# Every test; words after it go to pytest.
+test *words:
+    {{python}} -m pytest -n 2 --dist loadfile {{words}}
+
+# The tests without real processes: seconds.
+test-fast *words:
+    {{python}} -m pytest -n 2 --ignore tests/e2e --ignore tests/serve --ignore tests/bench --ignore tests/cli {{words}}
+
+# Style and the usual mistakes.
+lint:
+    {{bin}}ruff check .
+    {{bin}}ruff format --check .
+
+# Mend what a tool can mend.
+fmt:
+    {{bin}}ruff check --fix .
+    {{bin}}ruff format .
+
+# Types, strictly.
+types:
+    {{bin}}mypy
+
+# Who may import whom.
+arch:
+    {{bin}}lint-imports
+
+# Real processes, real sockets, real clients.
+e2e *words:
+    {{python}} -m pytest tests/e2e {{words}}
+
+# The fault catalogue, each case a few times.
+faults *words:
+    {{python}} -m pytest tests/e2e tests/serve -k "fault or supervisor" {{words}}
+
+# The fault catalogue as often as it asks.
+faults-full *words:
+    FLEETPROXY_FAULT_ROUNDS=full HYPOTHESIS_PROFILE=full {{python}} -m pytest tests/e2e tests/serve -k "fault or supervisor" --timeout 600 {{words}}
+
+# CPU per request and per chunk next to nginx.
+bench *words:
+    {{python}} -m bench {{words}}
+
+# Load from Locust; see loadtests/README.md.
+load *words:
+    {{python}} -m locust -f loadtests/locustfile.py {{words}}
+
+# Write the reference pages that are made from the code.
+docs:
+    {{python}} docs/generate.py
+
+# What CI runs, from a clean checkout.
+ci:
+    .ci/run
