@@ -45,7 +45,7 @@ def failed(request: Request[Any, Any, Any], error: Exception) -> Response[dict[s
     return Response({"error": "Internal error; see the log"}, status_code=500, media_type="application/json")
 
 
-def with_headers(app: App) -> App:
+def with_headers(app: Litestar) -> App:
     """Put the security headers on every answer, those of errors included."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,6 +57,6 @@ def with_headers(app: App) -> App:
                 message = {**message, "headers": headers}
             await send(message)
 
-        await app(scope, receive, send_with if scope["type"] == "http" else send)
+        await app(scope, receive, send_with if scope["type"] == "http" else send)  # type: ignore[arg-type]
 
     return call

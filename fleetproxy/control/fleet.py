@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -155,6 +155,10 @@ class LiveFleet:
     def backends(self) -> Sequence[tuple[Backend, BackendState]]:
         """Every server of the fleet, in the order of their ids, with what the last poll saw."""
         return [(server.backend, self._fleet.state(name)) for name, server in self._servers.items()]
+
+    def states(self) -> Mapping[str, BackendState]:
+        """What is known of each backend, workers included, by name. Never changed: a new one is made."""
+        return self._fleet.states
 
     def members(self) -> list[Member]:
         """The same with everything there is to show; those that leave come last."""

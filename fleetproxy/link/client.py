@@ -1,7 +1,8 @@
 """A process's end of the link: takes snapshots, tells control what it saw. Works on without control.
 
 What waits to be sent is the newest message of each subject (one `Count`, one `Observe` per backend and kind, one
-`Acknowledge`, one `Rotated`), so an absent control costs a bounded amount of memory and nothing old is told first.
+`Acknowledge`, ...; only what tells of changes is queued), so an absent control costs a bounded amount of memory and
+nothing old is told first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from fleetproxy import log
 from fleetproxy.core.table import Snapshot
 from fleetproxy.link.framing import LinkError, encode, read, read_boot, read_snapshot
-from fleetproxy.link.messages import Acknowledge, Count, Hello, Message, Observe, Publish, Rotate, Rotated
+from fleetproxy.link.messages import Acknowledge, Count, Hello, Message, Observe, Publish, Rotate, Rotated, WorkersPulse
 
 _log = log.get("link")
 
@@ -96,7 +97,7 @@ class LinkClient:
         match message:
             case Observe(backend, kind):
                 return backend, kind
-            case Count() | Acknowledge() | Rotated():
+            case Count() | Acknowledge() | Rotated() | WorkersPulse():
                 return type(message)
             case _:
                 return next(self._serial)

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
-from litestar import Request, Response, Router, get, post
+from litestar import Request, Response, get, post
 
 from fleetproxy.control.api.guard import ADMIN, PUBLIC, USER
-from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, stamp
+from fleetproxy.control.api.reading import stamp
 from fleetproxy.control.fleet import Member
 from fleetproxy.core.backend import Backend, BackendState, DiskModel, ResidentModel
 
@@ -47,7 +47,7 @@ def desk_of(request: FleetRequest) -> Desk:
     return desk
 
 
-@get("/api/servers", opt=USER)
+@get("/api/servers", opt=USER, tags=["fleet"])
 async def list_servers(request: FleetRequest) -> Response[bytes]:
     """Every server: how it is, what it holds, how busy it is. In the order of their numbers."""
     desk = desk_of(request)
@@ -56,20 +56,20 @@ async def list_servers(request: FleetRequest) -> Response[bytes]:
     return _json(200, shown)
 
 
-@post("/api/poll", opt=ADMIN, status_code=200)
+@post("/api/poll", opt=ADMIN, status_code=200, tags=["fleet"])
 async def poll_now(request: FleetRequest) -> dict[str, bool]:
     """Poll every server now. Answers when the last one has answered, or has not in time."""
     await desk_of(request).poll_all()
     return {"ok": True}
 
 
-@get(["/healthz", "/livez", "/health"], opt=PUBLIC)
+@get(["/healthz", "/livez", "/health"], opt=PUBLIC, tags=["fleet"])
 async def tell_health() -> Response[bytes]:
     """This process is up. Asks nobody."""
     return _json(200, {"status": "ok"})
 
 
-@get("/readyz", opt=PUBLIC)
+@get("/readyz", opt=PUBLIC, tags=["fleet"])
 async def tell_readiness(request: FleetRequest) -> Response[bytes]:
     """Requests can be served: 200, or 503 with what is missing. Asks nobody."""
     failed = [name for name, passed in desk_of(request).checks().items() if not passed]
@@ -78,14 +78,9 @@ async def tell_readiness(request: FleetRequest) -> Response[bytes]:
     return _json(200, {"status": "ok"})
 
 
-handlers = [
-    Router(
-        path="/",
-        route_handlers=[list_servers, poll_now, tell_health, tell_readiness],
-        exception_handlers=EXCEPTION_HANDLERS,
-        tags=["fleet"],
-    )
-]
+#: Plain functions, to be mounted last: other files have handlers for other methods of the same paths, and a router
+#: brings an OPTIONS handler of its own for each of its paths.
+handlers = [list_servers, poll_now, tell_health, tell_readiness]
 
 
 # --- shapes --------------------------------------------------------------------------------------------------

@@ -1,0 +1,271 @@
+"""The control process as a whole: what it publishes, answers, remembers, and how it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fleetproxy.core.worker import Offer, Worker
+from fleetproxy.link.board import WORKER_COLUMNS, Board
+from fleetproxy.link.messages import Observe, WorkersSeen
+from fleetproxy.settings import Auth, Poll, Server, Settings
+from fleetproxy.testing.fakes import Fake, Fault, Profile
+from tests.control.running import ADMIN, Neighbour, control, short_folder, until
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    folder = short_folder()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[dict[str, Fake]]:
+    profiles = {
+        "gpu": Profile(models=("llama3.2:3b",)),
+        "cpu": Profile(models=("nomic-embed-text", "llama3.2:3b"), seed=1),
+        "vllm": Profile(kind="openai", models=("qwen2.5:7b",)),
+    }
+    fakes = {name: Fake(profile) for name, profile in profiles.items()}
+    for fake in fakes.values():
+        await fake.listen()
+    yield fakes
+    for fake in fakes.values():
+        await fake.close()
+        assert list(fake.crashes) == []
+
+
+def settings_for(fleet: dict[str, Fake], *names: str, **sections: Any) -> Settings:
+    servers = tuple(
+        Server(name=name, url=fleet[name].url, kind="openai" if name == "vllm" else "ollama", vram_gb=24)
+        for name in (names or fleet)
+    )
+    usual = {"auth": Auth(admin_key="admin-key-of-the-tests"), "poll": Poll(interval_s=1000.0, timeout_s=2.0)}
+    return Settings(servers=servers, **{**usual, **sections})
+
+
+async def test_the_first_snapshot_knows_the_servers_and_reaches_every_process(
+    folder: Path, fleet: dict[str, Fake]
+) -> None:
+    async with control(folder, settings_for(fleet)) as running:
+        assert running.usable() == ["gpu", "cpu", "vllm"]
+        proxy, hub = Neighbour(folder, "proxy-0"), Neighbour(folder, "hub")
+        await until(lambda: proxy.version and hub.version)
+        assert proxy.snapshots[0] == running.snapshot()
+        names = {entry["name"] for entry in json.loads(proxy.snapshots[0].bodies["/api/tags"])["models"]}
+        assert "llama3.2:3b" in names
+        await proxy.leave()
+        await hub.leave()
+    assert not (folder / "link.sock").exists()
+
+
+async def test_the_dashboard_api_shows_the_fleet(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet)) as running, running.browser(**ADMIN) as browser:
+        answer = await browser.get("/api/servers")
+        assert answer.status_code == 200
+        shown = {server["name"]: server for server in answer.json()}
+        assert list(shown) == ["gpu", "cpu", "vllm"]
+        gpu, vllm = shown["gpu"], shown["vllm"]
+        assert {
+            "id", "name", "host", "totalRamGb", "isOnline", "ollamaVersion", "loadedModels", "availableModels",
+            "totalVramUsed", "polledAt", "modelLoadTimes", "systemMetrics", "backendType", "isDisabled",
+        } <= gpu.keys()  # fmt: skip
+        assert (gpu["isOnline"], gpu["totalRamGb"], gpu["backendType"], gpu["isDisabled"]) == (
+            True,
+            24,
+            "ollama",
+            False,
+        )
+        assert gpu["host"] == fleet["gpu"].url.removeprefix("http://")
+        assert gpu["availableModels"][0]["details"]["quantization_level"]
+        assert gpu["polledAt"].endswith("Z")
+        assert (vllm["backendType"], vllm["ollamaVersion"]) == ("vllm", None)
+        assert vllm["loadedModels"][0]["details"]["format"] == "vllm"
+        assert "admin-key" not in answer.text
+
+
+async def test_polling_on_demand_sees_what_changed(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu")) as running, running.browser(**ADMIN) as browser:
+        before = running.snapshot()
+        await _load(fleet["gpu"], "llama3.2:3b")
+        answer = await browser.post("/api/poll")
+        assert (answer.status_code, answer.json()) == (200, {"ok": True})
+        server = (await browser.get("/api/servers")).json()[0]
+        assert [model["name"] for model in server["loadedModels"]] == ["llama3.2:3b"]
+        assert list(server["modelLoadTimes"]) == ["llama3.2:3b"]
+        await until(lambda: running.snapshot().version > before.version)
+        assert await events(browser, 1) == [("llama3.2:3b", "loaded")]
+
+
+async def test_strangers_learn_nothing_but_health(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu")) as running, running.browser() as stranger:
+        assert (await stranger.get("/api/servers")).status_code == 401
+        assert (await stranger.post("/api/poll")).status_code == 401
+        for path in ("/healthz", "/livez", "/health"):
+            answer = await stranger.get(path)
+            assert (answer.status_code, answer.content) == (200, b'{"status":"ok"}')
+        wrong = await stranger.get("/api/servers", headers={"authorization": "Bearer wrong"})
+        assert (wrong.status_code, set(wrong.json())) == (401, {"error"})
+
+
+async def test_every_answer_has_one_shape_and_safe_headers(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu")) as running, running.browser(**ADMIN) as browser:
+        missing = await browser.get("/api/no-such-thing")
+        refused = await browser.put("/api/poll")
+        broken = await browser.post("/api/auth/login", content=b"{", headers={"content-type": "application/json"})
+        assert (missing.status_code, refused.status_code, broken.status_code) == (404, 405, 400)
+        assert "POST" in refused.headers["allow"]
+        for answer in (missing, refused, broken, await browser.get("/api/servers"), await browser.get("/metrics")):
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.headers["referrer-policy"]
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        for answer in (missing, refused, broken):
+            assert set(answer.json()) == {"error"}
+
+
+async def test_readiness_says_what_is_missing(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu")) as running, running.browser() as browser:
+        assert (await browser.get("/readyz")).json() == {"status": "not_ready", "failed": ["hub"]}
+        hub = Neighbour(folder, "hub")
+        await until(lambda: hub.version)
+        assert (await browser.get("/readyz")).status_code == 200
+        running.reload(Settings())
+        await until(lambda: running.usable() == [])
+        answer = await browser.get("/readyz")
+        assert (answer.status_code, answer.json()["failed"]) == (503, ["backends"])
+        await hub.leave()
+
+
+async def test_a_server_seen_failing_is_looked_at_at_once(folder: Path, fleet: dict[str, Fake]) -> None:
+    settings = settings_for(fleet, "gpu", poll=Poll(interval_s=1000.0, offline_threshold=1, timeout_s=2.0))
+    async with control(folder, settings) as running:
+        proxy = Neighbour(folder, "proxy-0")
+        await until(lambda: proxy.version)
+        await fleet["gpu"].close()
+        proxy.link.send(Observe("gpu", "connect_failed"))
+        await until(lambda: running.usable() == [])
+        await fleet["gpu"].listen(port=int(fleet["gpu"].url.rpartition(":")[2]))
+        await proxy.leave()
+
+
+async def test_a_reload_adds_changes_and_removes_servers(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu", "cpu")) as running, running.browser(**ADMIN) as browser:
+        ids = {server["name"]: server["id"] for server in (await browser.get("/api/servers")).json()}
+        polls = len(fleet["cpu"].journal.rows)
+        running.reload(settings_for(fleet, "cpu", "vllm"))
+        await until(lambda: running.usable() == ["cpu", "vllm"])
+        after = {server["name"]: server["id"] for server in (await browser.get("/api/servers")).json()}
+        assert after["cpu"] == ids["cpu"]
+        assert after["vllm"] not in ids.values()
+        assert len(fleet["cpu"].journal.rows) == polls, "an unchanged server is not asked again"
+
+
+async def test_a_dead_slow_or_lying_server_delays_nobody(folder: Path, fleet: dict[str, Fake]) -> None:
+    fleet["cpu"].faults.add(Fault(name="hang", next=100))
+    fleet["vllm"].faults.add(Fault(name="garbage", next=100))
+    async with control(folder, settings_for(fleet)) as running, running.browser(**ADMIN) as browser:
+        assert running.usable() == ["gpu"]
+        shown = {server["name"]: server for server in (await browser.get("/api/servers")).json()}
+        assert "not HTTP" in shown["vllm"]["lastError"]
+        assert shown["cpu"]["polledAt"] is None, "its first poll still hangs"
+
+
+async def test_control_that_was_killed_goes_on_where_it_was(folder: Path, fleet: dict[str, Fake]) -> None:
+    await _load(fleet["gpu"], "llama3.2:3b")
+    proxy = Neighbour(folder, "proxy-0")
+    async with control(folder, settings_for(fleet)) as running:
+        await until(lambda: proxy.version)
+        first = running.snapshot()
+    fleet["cpu"].faults.add(Fault(name="hang", next=100))
+    async with control(folder, settings_for(fleet)) as running, running.browser(**ADMIN) as browser:
+        await until(lambda: proxy.version > first.version)
+        fresh = proxy.snapshots[-1]
+        assert fresh.table == first.table, "nothing is forgotten, not even of a server that hangs now"
+        assert fresh.bodies == first.bodies
+        assert sorted(await events(browser, 2)) == [("llama3.2:3b", "loaded"), ("qwen2.5:7b", "loaded")]
+    await proxy.leave()
+
+
+async def test_rows_on_disk_are_loaded_before_control_leaves(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "vllm")):
+        pass
+    assert list((folder / "data" / "spool").iterdir()) == []
+
+
+async def test_workers_are_part_of_the_snapshot_until_their_hub_is_gone(
+    folder: Path, fleet: dict[str, Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetproxy.control.main.HUB_GRACE_S", 0.05)
+    worker = Worker(
+        id="w1", name="laptop", column=WORKER_COLUMNS.start, offer=Offer(models=("tiny:1b",), max_concurrency=2)
+    )
+    async with control(folder, settings_for(fleet, "gpu")) as running:
+        hub = Neighbour(folder, "hub")
+        hub.link.send(WorkersSeen((worker,), whole=True))
+        await until(lambda: running.usable() == ["gpu", "laptop"])
+        await hub.leave()
+        await until(lambda: running.usable() == ["gpu"])
+
+
+async def test_a_restarted_control_keeps_the_workers_of_the_last_snapshot(folder: Path, fleet: dict[str, Fake]) -> None:
+    worker = Worker(
+        id="w1", name="laptop", column=WORKER_COLUMNS.start, offer=Offer(models=("tiny:1b",), max_concurrency=2)
+    )
+    hub = Neighbour(folder, "hub")
+    hub.link.send(WorkersSeen((worker,), whole=True))
+    async with control(folder, settings_for(fleet, "gpu")) as running:
+        await until(lambda: running.usable() == ["gpu", "laptop"])
+        seen = len(hub.snapshots)
+    hub.link.send(WorkersSeen((worker,), whole=True))
+    async with control(folder, settings_for(fleet, "gpu")):
+        await until(lambda: len(hub.snapshots) > seen)
+        assert all("tiny:1b" in snapshot.table.models for snapshot in hub.snapshots[seen:])
+    await hub.leave()
+
+
+async def test_a_removed_server_with_a_running_request_drains(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu", "cpu")) as running, running.browser(**ADMIN) as browser:
+        column = running.snapshot().table.backends[0].backend.column
+        board = Board(folder / "board", row=1)
+        board.add(column, 1)
+        running.reload(settings_for(fleet, "cpu"))
+        await until(lambda: running.usable() == ["cpu"])
+        shown = {server["name"]: server for server in (await browser.get("/api/servers")).json()}
+        assert (shown["gpu"]["isLeaving"], shown["gpu"]["inFlight"]) == (True, 1)
+        board.add(column, -1)
+        await until(lambda: len(running.snapshot().table.backends) == 1)
+        board.close()
+
+
+async def test_its_sockets_and_files_are_for_their_owner_alone(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu")):
+        for name in ("link.sock", "snapshot"):
+            assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
+
+
+async def events(browser: httpx.AsyncClient, count: int) -> list[tuple[str, str]]:
+    """What the dashboard tells of models, once there is so much to tell."""
+    async with asyncio.timeout(10):
+        while len(told := (await browser.get("/api/events")).json()) < count:
+            await asyncio.sleep(0.05)
+    return [(event["modelName"], event["eventType"]) for event in told]
+
+
+async def _load(fake: Fake, model: str) -> None:
+    """Ask a server to hold a model in memory."""
+    _reader, writer = await asyncio.open_connection("127.0.0.1", int(fake.url.rpartition(":")[2]))
+    body = json.dumps({"model": model, "keep_alive": -1, "stream": False}).encode()
+    writer.write(b"POST /api/generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    await _reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
