@@ -32,7 +32,7 @@ BATCH_SEGMENTS = 256
 #: Rows are checked and counted in pieces of this size.
 PIECE_BYTES = 2 * 1024 * 1024
 #: A line longer than this is no row (DuckDB's reader takes up to 16 MiB).
-LINE_BYTES = 1024 * 1024
+LINE_BYTES = 8 * 1024 * 1024
 #: Segments no transaction takes are kept for a look, this many.
 KEEP_REJECTED = 16
 #: Left over by a writer that died between making a segment and locking it.
@@ -93,8 +93,11 @@ class Ingest:
         for copy in self._folder.glob("*.clean"):
             copy.unlink(missing_ok=True)
         for fresh in self._folder.glob("*.new"):
-            if time.time() - fresh.stat().st_mtime > _STALE_NEW_S:
-                fresh.unlink(missing_ok=True)
+            try:
+                if time.time() - fresh.stat().st_mtime > _STALE_NEW_S:
+                    fresh.unlink()
+            except FileNotFoundError:
+                pass  # its writer has just locked and renamed it
 
     def step(self, connection: duckdb.DuckDBPyConnection, now_us: int) -> bool:
         """Load one batch. True when more is waiting. Raises duckdb.Error or OSError; then nothing was loaded."""
@@ -169,9 +172,7 @@ class Ingest:
                 while piece := file.read(PIECE_BYTES):
                     piece += file.readline()
                     try:
-                        if len(piece) > PIECE_BYTES + LINE_BYTES:
-                            raise ValueError("a line is too long")
-                        decoded = decoder.decode_lines(piece)
+                        decoded = _all_lines(decoder, piece)
                         kept = piece
                     except (msgspec.MsgspecError, ValueError, RecursionError):
                         decoded, kept, bad = _line_by_line(decoder, piece)
@@ -285,6 +286,20 @@ def _copy(path: Path, to: IO[bytes], size: int) -> None:
         while size > 0 and (piece := file.read(min(size, PIECE_BYTES))):
             to.write(piece)
             size -= len(piece)
+
+
+def _all_lines(decoder: msgspec.json.Decoder[Any], piece: bytes) -> list[Any]:
+    """The rows of a piece whose every line is one. Raises ValueError or MsgspecError for any other piece.
+
+    The decoder alone is not enough: it takes two objects on one line, and one object on two.
+    """
+    lines = piece.count(b"}\n")
+    if len(piece) > LINE_BYTES or piece[:1] != b"{" or piece.count(b"\n{") != lines - 1:
+        raise ValueError("not one object per line")
+    decoded = decoder.decode_lines(piece)
+    if not len(decoded) == lines == piece.count(b"\n"):
+        raise ValueError("not one object per line")
+    return decoded
 
 
 def _line_by_line(decoder: msgspec.json.Decoder[Any], piece: bytes) -> tuple[list[Any], bytes, int]:

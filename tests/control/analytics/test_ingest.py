@@ -151,22 +151,21 @@ def test_an_open_segment_is_never_seen_without_its_lock(tmp_path: Path) -> None:
 GARBAGE = [
     b"", b"{", b"}", b"[]", b"5", b"null", b'"x"', b"{}", b'{"request_id":1}', b'{"request_id":"x","a":{"b":',
     b"[" * 50_000, b'{"a":' * 50_000, b"\x00" * 100, b"\xff\xfe", b'{"request_id":"\xff"}', b"\xef\xbb\xbf{}",
-    line(record(1))[:100], line(record(1)).rstrip() * 2, b'{"request_id":"' + b"y" * 2_000_000,
+    line(record(1))[:100], line(record(1)).rstrip() * 2, b'{"request_id":"' + b"y" * 200_000,
     msgspec.json.encode({**msgspec.to_builtins(record(1)), "status": "two hundred"}),
     msgspec.json.encode({**msgspec.to_builtins(record(1)), "started_at_us": -5}),
     msgspec.json.encode({**msgspec.to_builtins(record(1)), "started_at_us": 2**62}),
-    msgspec.json.encode({**msgspec.to_builtins(record(1)), "request_id": "z" * 3_000_000}),
 ]  # fmt: skip
 
 
-@given(
-    st.lists(
-        st.sampled_from(GARBAGE) | st.none() | st.binary(max_size=200).map(lambda b: b.replace(b"\n", b"")), max_size=8
-    )
-)
+noise = st.binary(max_size=200).map(lambda b: b.replace(b"\n", b""))
+
+
+@given(st.lists(st.none() | st.integers(0, len(GARBAGE) - 1) | noise, max_size=8))
 def test_a_line_that_is_no_row_costs_that_line_alone(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes | None]
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes | int | None]
 ) -> None:
+    """None stands for a row, a number for a line of GARBAGE."""
     folder = tmp_path_factory.mktemp("store")
     ingest, connection = opened(folder)
     good, bad, data = [], 0, b""
@@ -176,13 +175,39 @@ def test_a_line_that_is_no_row_costs_that_line_alone(
             good.append(row.request_id)
             data += line(row)
         else:
-            data += one + b"\n"
-            bad += bool(one.strip(b" \t\r"))
+            garbage = GARBAGE[one] if isinstance(one, int) else one
+            data += garbage + b"\n"
+            bad += bool(garbage.strip(b" \t\r"))
     (folder / "spool" / "requests.b.proxy-0.00000001.ndjson").write_bytes(data)
     load(ingest, connection)
     assert ids(connection) == good
     assert ingest.counters.malformed == bad
     assert list((folder / "spool").iterdir()) == []
+    connection.close()
+
+
+@pytest.mark.parametrize("piece", [100, 5000, 100_000])
+def test_a_line_that_is_too_long_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(module, "LINE_BYTES", 3000)
+    monkeypatch.setattr(module, "PIECE_BYTES", piece)
+    ingest, connection = opened(tmp_path)
+    put(tmp_path / "spool", [line(record(n, error="x" * (4000 if n in (3, 7) else 10))) for n in range(10)])
+    load(ingest, connection)
+    assert ids(connection) == [f"{n:032x}" for n in range(10) if n not in (3, 7)]
+    assert ingest.counters.malformed == 2
+    connection.close()
+
+
+def test_an_object_over_two_lines_and_two_objects_on_one_are_no_rows(tmp_path: Path) -> None:
+    ingest, connection = opened(tmp_path)
+    first, second, third, last = (line(record(n)).rstrip() for n in range(4))
+    broken = second.replace(b'"process"', b'\n"process"')
+    (tmp_path / "spool" / "requests.b.proxy-0.00000001.ndjson").write_bytes(
+        b"\n".join([first + third, broken, last, b""])
+    )
+    load(ingest, connection)
+    assert ids(connection) == [record(3).request_id]
+    assert ingest.counters.malformed == 3
     connection.close()
 
 
