@@ -29,6 +29,7 @@ from fleetproxy.proxy import answers, gate
 from fleetproxy.proxy.handler import Handler
 from fleetproxy.proxy.passage import Passage
 from fleetproxy.proxy.plane import Plane
+from fleetproxy.proxy.tunnel import Tunnels
 from fleetproxy.wire.head import Head
 
 _HEALTH = frozenset({b"/healthz", b"/livez", b"/readyz", b"/health"})
@@ -36,9 +37,9 @@ _READS = frozenset({"GET", "HEAD"})
 CONTROL = Endpoint(name="control", methods=(), path="(control)", family="control", shape="local")
 
 
-def build(plane: Plane, passage: Passage) -> App:
+def build(plane: Plane, passage: Passage, tunnels: Tunnels | None = None) -> App:
     """The app of one proxy process."""
-    front = Front(plane, Handler(plane), passage)
+    front = Front(plane, Handler(plane), passage, tunnels)
     router = Litestar(
         route_handlers=[asgi("/", is_mount=True, copy_scope=False)(_as_handler(front.dispatch))],
         openapi_config=None,
@@ -54,10 +55,11 @@ class Front:
 
     router: Litestar
 
-    def __init__(self, plane: Plane, handler: Handler, passage: Passage) -> None:
+    def __init__(self, plane: Plane, handler: Handler, passage: Passage, tunnels: Tunnels | None = None) -> None:
         self._plane = plane
         self._handler = handler
         self._passage = passage
+        self._tunnels = tunnels
         #: (method, raw path) of literal endpoints: straight to the handler.
         self._hot: dict[tuple[str, bytes], Endpoint] = {
             (method, endpoint.path.encode()): endpoint
@@ -91,11 +93,14 @@ class Front:
             )
             return
         scope["fleet.head"] = head
+        # Litestar hands its handlers a `send` of its own, a coroutine function; pieces must start when they are called.
+        scope["fleet.send"] = send
         await self.router(scope, receive, send)  # type: ignore[arg-type]
 
     async def dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Everything that is not a hot path on a plain request."""
         plane = self._plane
+        send = scope["fleet.send"]
         head: Head = scope["fleet.head"]
         raw_path: bytes = scope["raw_path"]
         method: str = scope["method"]
@@ -179,8 +184,13 @@ class Front:
             plane.end(exchange)
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """WebSockets: no path of the main surface takes one."""
-        if scope["type"] == "websocket":
+        """WebSockets: workers that dial in; no path of the main surface takes one."""
+        if scope["type"] != "websocket":
+            return
+        tunnels, host = self._tunnels, dict(scope["headers"]).get(b"host", b"")
+        if tunnels is not None and tunnels.takes(scope["raw_path"]) and self._plane.host_allowed(host):
+            await tunnels.carry(scope, receive, send)
+        else:
             await receive()
             await send({"type": "websocket.close", "code": 1008})
 

@@ -21,10 +21,13 @@ from fleetproxy.process import Process
 from fleetproxy.proxy.app import build
 from fleetproxy.proxy.passage import Passage
 from fleetproxy.proxy.plane import Plane
+from fleetproxy.proxy.presence import Presence
 from fleetproxy.proxy.recorder import Recorder
+from fleetproxy.proxy.tunnel import Tunnels
 from fleetproxy.proxy.waiting import Waiting
 from fleetproxy.transport.http2 import Http2Transport
 from fleetproxy.transport.hub import HubClient
+from fleetproxy.transport.hub_upstream import HubTransport
 from fleetproxy.transport.pool import Http1Transport, tls_context
 
 #: Spool segments are closed, counters sent and idle connections looked at this often.
@@ -46,7 +49,7 @@ async def main(process: Process) -> None:
         snapshot=Snapshot(),
         board=board,
         recorder=Recorder(spool, process.name, loop.time),
-        transports={"http1": http1, "http2": http2},
+        transports={"http1": http1, "http2": http2, "hub": HubTransport(hub, loop)},
         instance=hashlib.sha256(os.fsencode(process.data)).hexdigest()[:8],
         waiting=Waiting(board, hub),
         hub_connected=lambda: hub.connected,
@@ -56,11 +59,12 @@ async def main(process: Process) -> None:
     link = LinkClient(
         process.runtime / "link.sock",
         Hello(process=process.name, pid=os.getpid(), boot=process.boot),
-        plane.publish,
+        Presence(hub, plane.publish, loop).publish,
         spool.rotate,
     )
     plane.observe = lambda backend, kind: link.send(Observe(backend=backend, kind=kind))
-    app = build(plane, Passage(plane, process.runtime / "control.sock"))
+    tunnels = Tunnels(plane, hub)
+    app = build(plane, Passage(plane, process.runtime / "control.sock"), tunnels)
 
     stop = asyncio.Event()
     listener = Listener(
@@ -80,7 +84,7 @@ async def main(process: Process) -> None:
     background = [
         _hold(part) for part in (link.run(), hub.run(), plane.sweep(), _beat(plane, spool, link, http1, http2))
     ]
-    leaving = asyncio.ensure_future(_leave(process, plane, stop))
+    leaving = asyncio.ensure_future(_leave(process, plane, tunnels, stop))
     try:
         await serve(app, listener, stop)
     finally:
@@ -93,7 +97,7 @@ async def main(process: Process) -> None:
         await http2.aclose()
 
 
-async def _leave(process: Process, plane: Plane, stop: asyncio.Event) -> None:
+async def _leave(process: Process, plane: Plane, tunnels: Tunnels, stop: asyncio.Event) -> None:
     """Refuse new work while the listener still accepts; let what runs end, up to the limit; then stop."""
     await process.draining.wait()
     plane.draining = True
@@ -102,6 +106,7 @@ async def _leave(process: Process, plane: Plane, stop: asyncio.Event) -> None:
     for exchange in list(plane.live):
         exchange.interrupt(Draining("This server stopped before the answer was complete."))
     await plane.idle(plane.clock() + 1.0, process.stop)
+    await tunnels.leave(deadline, process.stop)
     stop.set()
 
 

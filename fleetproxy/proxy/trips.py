@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fleetproxy.core.backend import Backend
 from fleetproxy.core.breaker import CLOSED, Breaker, Event, Policy, State, keep_out, retry_after_s, step
 from fleetproxy.core.table import Snapshot
-from fleetproxy.errors import FleetError
+from fleetproxy.errors import FleetError, WorkerRefused
 from fleetproxy.link.board import Board
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class Trips:
             self._step(backend, Event.SUCCEEDED)
 
     def failed(self, backend: Backend, error: FleetError) -> None:
-        """A backend gave no answer, or broke off in it."""
+        """A backend gave no answer, or broke off in it. A worker that has no room is none the worse for it."""
+        if isinstance(error, WorkerRefused):
+            return
         self._step(backend, Event.FAILED)
         self._observe(backend.name, error.code)
 
