@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from fleetproxy.core.backend import Backend, BackendState
+from fleetproxy.core.residency import Sighting
 
 
 class FleetPort(Protocol):
@@ -40,17 +41,26 @@ class Caller(Protocol):
 
 
 class RecordsPort(Protocol):
-    """Questions to the analytics store. Rows come as mappings with the API's own field names, newest first unless
-    said otherwise; instants are aware datetimes. Raises StoreUnavailable."""
+    """Questions to the analytics store: `control.analytics.history.History`. Rows carry the API's own field names;
+    instants are aware datetimes. Raises StoreUnavailable."""
 
     async def model_events(self, since: datetime, limit: int) -> Sequence[Mapping[str, Any]]:
-        """serverId serverName modelName eventType modelSize vramSize parameterSize quantization occurredAt id."""
+        """Newest first: id serverId serverName modelName eventType modelSize vramSize parameterSize quantization
+        occurredAt."""
 
     async def server_events(self, since: datetime, limit: int) -> Sequence[Mapping[str, Any]]:
-        """id serverId serverName eventType detail occurredAt."""
+        """Newest first: id serverId serverName eventType detail occurredAt."""
 
     async def system_metrics(self, server_id: int, since: datetime) -> Sequence[Mapping[str, Any]]:
-        """Oldest first, one row per minute: cpuTempC gpuTempC memUsedMb memTotalMb swapUsedMb loadAvg1 ... polledAt."""
+        """Oldest first, one row per minute: cpuTempC gpuTempC memUsedMb memTotalMb swapUsedMb loadAvg1 uptimeSeconds
+        polledAt and more."""
 
-    async def request_counts(self, since: datetime) -> Sequence[Mapping[str, Any]]:
-        """serverId modelName source count avgDurationMs busiestMinuteCount, for placement advice."""
+    async def sightings(self, since: datetime) -> Sequence[Sighting]:
+        """Models loaded and unloaded since then, and what was the last of each before."""
+
+    async def request_counts(self, since: datetime) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """by_server (serverId modelName count), by_source (source modelName count), by_model (modelName count
+        avgDurationMs busiestMinuteCount)."""
+
+    async def missing_models(self, since: datetime) -> Sequence[tuple[str, str, int]]:
+        """Models asked for that nobody has: (model, who asked last, times)."""

@@ -4,6 +4,9 @@
     app = Litestar(routes.HANDLERS + [...], guards=[services.guard], state=State({"services": services}))
     running = asyncio.create_task(services.run(stop));  ...;  await services.close()
 
+What is written down (`control.analytics.journal`) should go through an `Overheard` journal whose listeners include
+`services.notifier.hear`; `services.hurry = poller.hurry` lets a server be looked at at once after a change.
+
 The publisher asks `principals()` and `server_entries()` for what the API has added, and registers the configured
 servers with `register_servers()`; `store.on_change(callback)` tells it when to ask again (after any change: compare).
 """
@@ -13,24 +16,31 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import argon2
 from litestar import Request
 
 from fleetproxy import log
 from fleetproxy.control.api.guard import Guard
+from fleetproxy.control.new_models import NewModels
+from fleetproxy.control.notify.notifier import Notifier
 from fleetproxy.control.passwords import Hasher, Throttle
 from fleetproxy.control.ports import Caller, FleetPort, RecordsPort
-from fleetproxy.control.state import Store, keys, servers, sessions, upgrade, users
+from fleetproxy.control.pulls import Pulls
+from fleetproxy.control.registry import Registry
+from fleetproxy.control.state import Store, actions, keys, servers, sessions, upgrade, users
 from fleetproxy.control.state.servers import ServerEntry
 from fleetproxy.core.password_policy import password_fault, username_fault
 from fleetproxy.core.table import Principal
 from fleetproxy.errors import Conflict
 from fleetproxy.settings import Settings
+from fleetproxy.transport.base import Transport
+from fleetproxy.transport.pool import Http1Transport, tls_context
+from fleetproxy.transport.resolver import Resolver
 
 _log = log.get("control")
 
@@ -39,6 +49,9 @@ LOCAL_KEY_FILE = "local.key"
 #: In the data folder: an administrator existed once, so an empty state has been lost, not newly made.
 CLAIMED_FILE = "state.claimed"
 HOUSEKEEPING_S = 3600.0
+_PARTS = ("housekeeping", "notifier", "new models")
+
+T = TypeVar("T")
 
 
 def wall_clock() -> datetime:
@@ -57,6 +70,7 @@ class Services:
         fleet: FleetPort,
         records: RecordsPort,
         caller: Caller,
+        transport: Transport | None = None,
         local_key: str | None = None,
         now: Callable[[], datetime] = wall_clock,
         monotonic: Callable[[], float] = time.monotonic,
@@ -73,6 +87,16 @@ class Services:
         self.hasher = Hasher(hashing_cost)
         self.throttle = Throttle()
         self.guard = Guard(store, settings, now, local_key)
+        #: Looks at a server (by name) soon; set by whoever has a poller.
+        self.hurry: Callable[[str], None] = lambda name: None
+        self.resolver = Resolver()
+        self.transport = transport or Http1Transport(asyncio.get_running_loop(), tls_context)
+        self.registry = Registry(caller, lambda: settings().discovery, now)
+        self.pulls = Pulls(store, self.transport, now, self.hurry_all)
+        self.notifier = Notifier(
+            store, settings, fleet, caller, self.transport, missing_models=records.missing_models, monotonic=monotonic
+        )
+        self.new_models = NewModels(store, fleet, now)
         self.setup_lock = asyncio.Lock()
         #: Needed for the first administrator from anywhere but this machine; None once there is one.
         self.setup_token: str | None = None
@@ -105,36 +129,53 @@ class Services:
             caller=caller,
             local_key=_write_local_key(runtime),
         )
+        await store.write(actions.interrupt, services.now())
         await services.first_administrator()
         return services
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Housekeeping until `stop`: ended sessions go, a copy of the state is made each day."""
-        while not stop.is_set():
+        """Everything that goes on beside the calls, until `stop`."""
+        parts = [self._keep_house(), self.notifier.run(), self.new_models.run()]
+        running = [self.spawn(part, name) for part, name in zip(parts, _PARTS, strict=True)]
+        await stop.wait()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _keep_house(self) -> None:
+        """Ended sessions go, a copy of the state is made each day."""
+        while True:
             try:
                 await self.store.write(sessions.sweep, self.now())
                 if self.store.path is not None:
                     await asyncio.to_thread(upgrade.daily_copy, self.store.path, self.now())
             except Exception:
                 _log.exception("housekeeping of the state failed; it is tried again in an hour")
-            try:
-                await asyncio.wait_for(stop.wait(), HOUSEKEEPING_S)
-            except TimeoutError:
-                pass
+            await asyncio.sleep(HOUSEKEEPING_S)
 
     async def close(self) -> None:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.pulls.close()
+        await self.notifier.close()
         self.hasher.close()
         await self.store.close()
 
-    def spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
+    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run a coroutine beside the calls; it ends with control at the latest."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    async def lasting(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        """Wait for work that goes on when the caller leaves."""
+        return await asyncio.shield(self.spawn(work, name))
+
+    def hurry_all(self) -> None:
+        for backend, _ in self.fleet.backends():
+            self.hurry(backend.name)
 
     # --- for the publisher ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,187 @@
+"""Adding, changing, switching and removing servers. Reading them is `GET /api/servers`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Request, Response, Router, delete, patch, post
+from litestar.params import FromPath
+from msgspec import Meta
+
+from fleetproxy import log
+from fleetproxy.control.api.guard import ADMIN, Identity
+from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, MAX_BODY_BYTES, body, path_id
+from fleetproxy.control.services import Services, services_of
+from fleetproxy.control.state import servers
+from fleetproxy.control.state.servers import ServerEntry
+from fleetproxy.core.destination import forbidden
+from fleetproxy.errors import BackendError, BadRequest, PathUnknown
+from fleetproxy.settings import Server
+from fleetproxy.settings.servers import BadAddress, is_loopback, parse_url
+
+_log = log.get("control.servers")
+
+FleetRequest = Request[Identity, Any, Any]
+
+RESOLVE_S = 3.0
+ADD_FAULT = "name and url required; url is http(s)://host[:port][/prefix], kind is ollama or openai"
+
+_Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_Gigabytes = Annotated[float, Meta(gt=0, le=1_000_000)]
+_Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+_Text = Annotated[str, Meta(max_length=1024)]
+UNSET = msgspec.UNSET
+Unset = msgspec.UnsetType
+
+
+class Changes(msgspec.Struct, rename="camel", kw_only=True):
+    """What may be said of a server. `host`, `ramGb` and `backendType` are the fleet manager's words."""
+
+    url: _Text | Unset = UNSET
+    host: _Text | Unset = UNSET
+    kind: Literal["ollama", "openai"] | Unset = UNSET
+    backend_type: Literal["ollama", "vllm"] | Unset = UNSET
+    api_key: _Text | Unset | None = UNSET
+    vram_gb: _Gigabytes | Unset | None = UNSET
+    ram_gb: _Gigabytes | Unset | None = UNSET
+    max_concurrent: _Count | Unset | None = UNSET
+    embedding_batch_size: _Count | Unset | None = UNSET
+    http2: bool | Unset = UNSET
+    tls_verify: bool | Unset = UNSET
+    tls_server_name: _Text | Unset | None = UNSET
+    host_header: _Text | Unset | None = UNSET
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] | Unset | None = UNSET
+    is_disabled: bool | Unset = UNSET
+    is_draining: bool | Unset = UNSET
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of `settings.Server`."""
+        given = {name: getattr(self, name) for name in _FIELDS if getattr(self, name) is not UNSET}
+        if self.host is not UNSET and "url" not in given:
+            given["url"] = self.host
+        if self.ram_gb is not UNSET and "vram_gb" not in given:
+            given["vram_gb"] = self.ram_gb
+        if self.backend_type is not UNSET and "kind" not in given:
+            given["kind"] = "ollama" if self.backend_type == "ollama" else "openai"
+        return given
+
+
+_FIELDS = (
+    "url", "kind", "api_key", "vram_gb", "max_concurrent", "embedding_batch_size", "http2", "tls_verify",
+    "tls_server_name", "host_header", "metrics_port",
+)  # fmt: skip
+
+
+class NewServer(Changes, kw_only=True, rename="camel"):
+    name: _Name
+
+
+@post("/api/servers", opt=ADMIN, status_code=201)
+async def add_server(request: FleetRequest) -> dict[str, Any]:
+    """Add a server to the fleet."""
+    services = services_of(request)
+    asked = await body(request, NewServer, ADD_FAULT)
+    fields = asked.fields()
+    if not fields.get("url"):
+        raise BadRequest(ADD_FAULT)
+    try:
+        server = msgspec.convert({**fields, "name": asked.name.strip()}, Server)
+    except msgspec.ValidationError:
+        raise BadRequest(ADD_FAULT) from None
+    await check_address(services, server)
+    entry = await services.store.write(servers.add, server, services.now())
+    if asked.is_disabled is True or asked.is_draining is True:
+        entry = await services.store.write(
+            servers.switch, entry.id, is_disabled=asked.is_disabled is True, is_draining=asked.is_draining is True
+        )
+    await services.fleet.apply()
+    _log.info("%s added server %s", request.user.name, server.name)
+    return shown(entry)
+
+
+@patch("/api/servers/{server_id:str}", opt=ADMIN)
+async def change_server(request: FleetRequest, server_id: FromPath[str]) -> dict[str, bool]:
+    """Maintenance (`isDisabled`) and draining (`isDraining`) of any server; settings of one added through the API."""
+    services = services_of(request)
+    number = path_id(server_id, "server ID")
+    asked = await body(request, Changes, "isDisabled must be a boolean")
+    fields = asked.fields()
+    if not fields and asked.is_disabled is UNSET and asked.is_draining is UNSET:
+        raise BadRequest("isDisabled must be a boolean")
+    if fields:
+        entry = await services.store.read(servers.get, number)
+        if entry is None:
+            raise PathUnknown("Server not found")
+        if entry.server is not None:
+            await check_address(services, msgspec.structs.replace(entry.server, **fields))
+        await services.store.write(servers.change, number, fields)
+    if asked.is_disabled is not UNSET or asked.is_draining is not UNSET:
+        await services.store.write(
+            servers.switch,
+            number,
+            is_disabled=None if asked.is_disabled is UNSET else asked.is_disabled,
+            is_draining=None if asked.is_draining is UNSET else asked.is_draining,
+        )
+    await services.fleet.apply()
+    _log.info("%s changed server %d (%s)", request.user.name, number, ", ".join(_changed(asked, fields)))
+    return {"ok": True}
+
+
+@delete("/api/servers/{server_id:str}", opt=ADMIN, status_code=200)
+async def remove_server(request: FleetRequest, server_id: FromPath[str]) -> Response[dict[str, bool]]:
+    """Take a server that was added through the API out of the fleet; its open requests end by themselves."""
+    services = services_of(request)
+    entry = await services.store.write(servers.remove, path_id(server_id, "server ID"), services.now())
+    await services.fleet.apply()
+    _log.info("%s removed server %s", request.user.name, entry.name)
+    return Response({"ok": True})
+
+
+async def check_address(services: Services, server: Server) -> None:
+    """Refuse places no server of a fleet is at. Raises BadRequest."""
+    try:
+        address = parse_url(server.url, server.kind)
+    except BadAddress as error:
+        raise BadRequest(f"url: {error}") from None
+    settings = services.settings()
+    if is_loopback(address.host) and address.port == settings.port:
+        raise BadRequest("url: this is fleetproxy itself")
+    try:
+        found = await services.resolver.resolve(address.host, RESOLVE_S)
+    except BackendError:
+        return  # a name that DNS does not know now is polled, and shown as offline, until it does
+    for ip in found:
+        why = forbidden(ip)
+        if why is not None:
+            raise BadRequest(f"url: {address.host} may not be connected to: {why}")
+
+
+def shown(entry: ServerEntry) -> dict[str, Any]:
+    """An entry as the API shows it: never its key."""
+    server = entry.server
+    return {
+        "id": entry.id,
+        "name": entry.name,
+        "origin": entry.origin,
+        "url": server.url if server else None,
+        "kind": server.kind if server else None,
+        "isDisabled": entry.is_disabled is True,
+        "isDraining": entry.is_draining,
+    }
+
+
+def _changed(asked: Changes, fields: dict[str, Any]) -> list[str]:
+    switches = [name for name in ("is_disabled", "is_draining") if getattr(asked, name) is not UNSET]
+    return [*fields, *(f"{name}={getattr(asked, name)}" for name in switches)]
+
+
+handlers = [
+    Router(
+        path="/",
+        route_handlers=[add_server, change_server, remove_server],
+        exception_handlers=EXCEPTION_HANDLERS,
+        request_max_body_size=MAX_BODY_BYTES,
+        tags=["servers"],
+    )
+]

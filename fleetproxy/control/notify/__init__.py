@@ -1,0 +1,1 @@
+"""Telling people and programs: Telegram chats, a webhook; thresholds, subscriptions, quiet times."""
