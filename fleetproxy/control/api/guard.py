@@ -26,7 +26,7 @@ from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
 from fleetproxy.control.api.peer import LOCAL_HOSTS, Peer, peer_of
 from fleetproxy.control.api.reading import path_id
-from fleetproxy.control.state import Store, keys, sessions
+from fleetproxy.control.state import Store, keys, sessions, users
 from fleetproxy.control.state.users import User
 from fleetproxy.errors import BadRequest, Forbidden, MediaTypeRefused, OriginRefused, Unauthorized
 from fleetproxy.settings import Settings
@@ -41,6 +41,8 @@ SELF_OR_ADMIN: dict[str, Policy] = {"policy": "self-or-admin"}
 POLICIES: frozenset[Policy] = frozenset({"public", "user", "admin", "self-or-admin"})
 
 COOKIE = "fleet_session"
+#: Shown to this machine's own callers until there is a user or a key.
+_FIRST_LOOK = frozenset({"/api/requests", "/api/analytics", "/api/poll"})
 _KEY_HEADERS = (b"x-ollama-api-key", b"x-api-key")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_KEY_CHARACTERS = 512
@@ -51,7 +53,8 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Who calls. `request.user` of every handler."""
 
-    via: Literal["nobody", "session", "api_key", "admin_key", "local"] = "nobody"
+    #: "unclaimed": this machine's own caller, while there is neither a user nor a key.
+    via: Literal["nobody", "session", "api_key", "admin_key", "local", "unclaimed"] = "nobody"
     user: User | None = None
     scopes: frozenset[str] = frozenset()
     peer: Peer = Peer()
@@ -107,7 +110,7 @@ class Guard:
             identity = Identity(peer=peer_of(connection.scope))
         connection.scope["user"] = identity
         if method not in _SAFE:
-            if identity.via in ("nobody", "session"):
+            if identity.via in ("nobody", "session", "unclaimed"):
                 check_origin(connection)
             check_media_type(connection)
         if policy == "public":
@@ -138,7 +141,16 @@ class Guard:
                 if self._now() - seen > sessions.SEEN_EVERY:
                     await self._store.write(sessions.seen, token, self._now())
                 return Identity(via="session", user=user, scopes=frozenset(keys.SCOPES), peer=peer, session=token)
+        if await self._unclaimed(connection):
+            return Identity(via="unclaimed", peer=peer)
         return Identity(peer=peer)
+
+    async def _unclaimed(self, connection: Connection) -> bool:
+        """The first look at a fresh installation, from this machine: there is no user and no key to ask for."""
+        auth = self._settings().auth
+        if auth.api_key or auth.admin_key or self._settings().keys or connection.scope["path"] not in _FIRST_LOOK:
+            return False
+        return is_local_page(connection) and not await self._store.read(users.any_exist)
 
     async def still(self, identity: Identity) -> bool:
         """Whether the credentials of an open stream are still in force; ask every 5 s at least."""
