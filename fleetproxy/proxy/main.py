@@ -6,6 +6,7 @@ import asyncio
 import gc
 import hashlib
 import os
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -48,13 +49,13 @@ async def main(process: Process) -> None:
         name=process.name,
         snapshot=Snapshot(),
         board=board,
-        recorder=Recorder(spool, process.name, loop.time),
+        recorder=Recorder(spool, process.name, time.monotonic),
         transports={"http1": http1, "http2": http2, "hub": HubTransport(hub, loop)},
         instance=hashlib.sha256(os.fsencode(process.data)).hexdigest()[:8],
         waiting=Waiting(board, hub),
         hub_connected=lambda: hub.connected,
         processes=settings.processes,
-        clock=loop.time,
+        clock=time.monotonic,  # the loop has the time of its turn, in whole milliseconds
     )
     link = LinkClient(
         process.runtime / "link.sock",

@@ -20,7 +20,8 @@ from fleetproxy.transport.base import Upstream
 class Tap(Protocol):
     """Passive reader of the passing bytes (`wire.tap`)."""
 
-    terminal: bool
+    @property
+    def terminal(self) -> bool: ...
 
     def see(self, chunk: bytes) -> bool:
         """True when the end marker has just gone by."""
