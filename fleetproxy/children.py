@@ -25,6 +25,8 @@ MANY_DEATHS = 60
 ORPHANS_LEAVE_S = 3.0
 MAX_OPEN_FILES = 1 << 20
 FEW_OPEN_FILES = 4096
+#: For stores, sockets between the processes, libraries.
+RESERVED_FILES = 64
 
 #: Sockets of each kind in the runtime folder; the first is the one that answers when it is ready.
 SOCKETS = {"control": ("control.sock", "link.sock"), "hub": ("hub.sock",), "proxy": ()}
@@ -145,8 +147,8 @@ def end_orphans(runtime: Path) -> None:
         time.sleep(0.1)
 
 
-def raise_file_limit() -> None:
-    """Each connection is a descriptor: take as many as the system lets us; children inherit the limit."""
+def raise_file_limit() -> int:
+    """Each connection is a descriptor: take as many as the system lets us, and tell how many; children inherit them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -154,7 +156,18 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
     if soft != resource.RLIM_INFINITY and soft < FEW_OPEN_FILES:
-        logger.warning("at most %d files may be open, so about %d clients at once; raise `ulimit -n`", soft, soft // 3)
+        logger.warning(
+            "at most %d files may be open, so %d clients at once; raise `ulimit -n`", soft, affordable_connections(soft)
+        )
+    return MAX_OPEN_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def affordable_connections(open_files: int) -> int:
+    """Clients a process may accept so that a connection to a server each, and its own files, still fit.
+
+    At the limit itself the accept loop would spin, and nothing else could be opened.
+    """
+    return max((open_files - RESERVED_FILES) // 2, 8)
 
 
 def _signal_name(number: int) -> str:

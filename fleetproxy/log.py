@@ -50,6 +50,7 @@ _LEVELS = {
 #: Libraries that say at INFO what our own lines say better, or say it for every connection.
 _QUIET = {
     "_granian": logging.ERROR,
+    "alembic": logging.WARNING,
     "granian": logging.WARNING,
     "websockets": logging.WARNING,
     "httpx": logging.WARNING,

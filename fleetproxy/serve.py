@@ -29,6 +29,7 @@ from fleetproxy.children import (
     SOCKETS,
     Child,
     Command,
+    affordable_connections,
     backoff_s,
     end_orphans,
     product_command,
@@ -114,7 +115,8 @@ class Supervisor:
 
     def _prepare(self) -> None:
         os.umask(0o077)
-        raise_file_limit()
+        self._connections = affordable_connections(raise_file_limit())
+        self.settings = self._within_limits(self.settings)
         data, runtime = folders.data_folder(self.settings), folders.runtime_folder(self.settings)
         folders.prepare_data(data)
         folders.prepare_runtime(runtime)
@@ -140,6 +142,12 @@ class Supervisor:
             *(Child("proxy", place, taken) for place, taken in enumerate(listeners)),
         ]
         self.children = [child for child in every if child.kind in self._kinds]
+
+    def _within_limits(self, settings: Settings) -> Settings:
+        """No more connections than there are descriptors for."""
+        limits = settings.limits
+        fitting = msgspec.structs.replace(limits, connections=min(limits.connections, self._connections))
+        return msgspec.structs.replace(settings, limits=fitting)
 
     def _claim_ports(self) -> list[socket.socket]:
         settings = self.settings
@@ -253,7 +261,9 @@ class Supervisor:
                 continue
             if child.row is not None:  # nothing is in flight, or waits, in a dead process
                 self._board.clear_row(child.row)
-            if not self._stops_asked:
+            if self._stops_asked:
+                logger.debug("%s left: %s", child.name, child.why(code, self.runtime))
+            else:
                 self._count_death(child, now, child.why(code, self.runtime))
 
     def _count_death(self, child: Child, now: float, reason: str) -> None:
@@ -272,10 +282,12 @@ class Supervisor:
             return
         notify("RELOADING=1")
         try:
-            merged, kept = keep_fixed(self.settings, self._reread())
+            merged, kept = keep_fixed(self.settings, self._within_limits(self._reread()))
             _write(self.runtime / "settings.json", msgspec.json.encode(merged))
         except Exception as error:
-            logger.error("configuration not reloaded, the old one stays: %s", error)
+            logger.error("configuration not reloaded, the old one stays")
+            for line in str(error).splitlines():
+                logger.error("%s", line)
             self._note_reload(str(error))
         else:
             for name in kept:

@@ -19,6 +19,7 @@ from fleetproxy.settings.ancestors import ANCESTORS, UNUSED
 from fleetproxy.settings.check import check, complete
 from fleetproxy.settings.environment import KUBERNETES_PORT, NOT_SETTINGS, from_text, variable
 from fleetproxy.settings.fields import ENVIRONMENT_PREFIX, environment_name, every_key
+from fleetproxy.settings.files import check_files
 from fleetproxy.settings.layers import Layers, dotted, grow, near
 from fleetproxy.settings.model import Settings
 from fleetproxy.settings.positions import positions
@@ -65,7 +66,7 @@ def load(
     _lay_flags(layers, flags or {}, servers)
     _refuse(layers.problems)
     settings = complete(msgspec.convert(layers.tree, Settings))
-    _refuse(check(settings, layers.origins))
+    _refuse(check(settings, layers.origins) or check_files(settings, layers.origins))
     return Loaded(settings, layers.origins, tuple(notes), tuple(files))
 
 

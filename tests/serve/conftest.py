@@ -36,7 +36,9 @@ def until(look: Callable[[], T], what: str = "") -> T:
 class Fleetproxy:
     """A supervisor as its user sees it: a process, its output, its folders."""
 
-    def __init__(self, settings: Settings, environment: dict[str, str] | None = None, **behave: str) -> None:
+    def __init__(
+        self, settings: Settings, environment: dict[str, str] | None, open_files: int | None, behave: dict[str, str]
+    ) -> None:
         assert settings.data_dir is not None
         self.data = Path(settings.data_dir)
         self.data.mkdir(parents=True, exist_ok=True)
@@ -45,8 +47,9 @@ class Fleetproxy:
         self.settings = settings
         self.out, self.err = self.data / "out", self.data / "err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
+            limit = ["prlimit", f"--nofile={open_files}"] if open_files else []
             self.popen = subprocess.Popen(
-                [sys.executable, HERE / "supervisor.py", msgspec.json.encode(settings), self.fresh],
+                [*limit, sys.executable, HERE / "supervisor.py", msgspec.json.encode(settings), self.fresh],
                 stdout=out,
                 stderr=err,
                 env={**os.environ, **(environment or {})},
@@ -124,7 +127,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Fleetproxy] = []
 
     def begin(
-        settings: dict[str, Any] | None = None, environment: dict[str, str] | None = None, **behave: str
+        settings: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+        open_files: int | None = None,
+        **behave: str,
     ) -> Fleetproxy:
         chosen: dict[str, Any] = {
             "port": 0,
@@ -133,7 +139,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "timeouts": Timeouts(drain_s=PATIENCE_S),
             **(settings or {}),
         }
-        started.append(Fleetproxy(Settings(**chosen), environment, **behave))
+        started.append(Fleetproxy(Settings(**chosen), environment, open_files, behave))
         return started[-1]
 
     yield begin

@@ -274,3 +274,14 @@ def test_open_files_may_be_as_many_as_the_system_allows(start: Start) -> None:
     limits = Path(f"/proc/{one.pid_of('proxy-0')}/limits").read_text()
     soft, hard = next(line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files"))
     assert soft == hard
+
+
+def test_no_more_connections_are_accepted_than_there_are_descriptors_for(start: Start) -> None:
+    one = start(open_files=256).ready()
+    written = msgspec.json.decode((one.runtime / "settings.json").read_bytes(), type=Settings)
+    assert written.limits.connections == 96
+    assert "at most 256 files may be open" in one.complaints
+    one.fresh.write_bytes(msgspec.json.encode(one.settings))
+    one.signal(signal.SIGHUP)
+    until(lambda: "configuration reloaded" in one.complaints)
+    assert "needs a restart" not in one.complaints

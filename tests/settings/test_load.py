@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -379,3 +380,31 @@ def _at(settings: Settings, name: str) -> object:
     for part in name.split("."):
         found = getattr(found, part)
     return found
+
+
+# --- files ---
+
+
+def test_tls_files_must_be_a_pair(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    one, other = authority.issue_cert("a.example"), authority.issue_cert("b.example")
+    cert, key, wrong = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "wrong.pem"
+    cert.write_bytes(b"".join(blob.bytes() for blob in one.cert_chain_pems))
+    key.write_bytes(one.private_key_pem.bytes())
+    wrong.write_bytes(other.private_key_pem.bytes())
+    assert read(tmp_path, f'[tls]\ncert = "{cert}"\nkey = "{key}"\n').settings.tls.cert == str(cert)
+    with pytest.raises(
+        ConfigError, match=r"fleetproxy.toml:2:1: tls.cert: .*no certificate and key that belong together"
+    ):
+        read(tmp_path, f'[tls]\ncert = "{cert}"\nkey = "{wrong}"\n')
+    with pytest.raises(ConfigError, match=r"fleetproxy.toml:3:1: tls.key: .*gone.pem cannot be read: No such file"):
+        read(tmp_path, f'[tls]\ncert = "{cert}"\nkey = "{tmp_path}/gone.pem"\n')
+
+
+def test_a_servers_authorities_must_be_certificates(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing of the kind")
+    text = f'[[servers]]\nname = "a"\nurl = "https://h"\ntls_ca_file = "{tmp_path}/ca.pem"\n'
+    with pytest.raises(ConfigError, match=r"toml:4:1: servers\[0\].tls_ca_file: .*ca.pem holds no certificates"):
+        read(tmp_path, text)
+    (tmp_path / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
+    assert read(tmp_path, text).settings.servers[0].tls_ca_file
