@@ -145,6 +145,17 @@ class Service(Spawned):
         assert status < 300, (status, answer)
         return json.loads(answer or b"null")
 
+    def listed(self, name: str, *, path: str = "/api/tags", within_s: float = 5.0, present: bool = True) -> None:
+        """Poll the fleet, and wait until one of its lists has (or no longer has) this model."""
+        self.admin("POST", "/api/poll")
+
+        def has() -> bool:
+            value = json.loads(self.fetch("GET", path)[2])
+            entries = value.get("models", value.get("data", []))
+            return any(name in {entry.get("name"), entry.get("id")} for entry in entries)
+
+        until(lambda: has() == present, within_s, f"{name} {'on' if present else 'off'} {path}")
+
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Rows of the request history, by SQL."""
         rows: list[dict[str, Any]] = self.admin("POST", "/api/query", {"sql": sql})

@@ -225,7 +225,7 @@ async def test_p09_out_of_descriptors_is_survived(open_stage: OpenStage) -> None
     (streaming,) = await opened_stalled(stage, 1)
     pid = stage.service.pids()["proxy-0"]
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = len(os.listdir(f"/proc/{pid}/fd"))
+    used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 40, limits[1]))
     flood: list[RawClient] = []
     try:

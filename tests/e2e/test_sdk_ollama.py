@@ -88,9 +88,8 @@ async def test_the_list_is_the_whole_fleet(service: Service) -> None:
 async def test_ps_lists_what_is_loaded(service: Service) -> None:
     async with ollama.AsyncClient(host=service.url) as client:
         await client.generate("qwen3:8b", "load it", keep_alive="10m")
-        service.admin("POST", "/api/poll")
-        running = (await client.ps()).models
-    assert "qwen3:8b" in [model.model for model in running]
+        service.listed("qwen3:8b", path="/api/ps")
+        assert "qwen3:8b" in [model.model for model in (await client.ps()).models]
 
 
 async def test_loading_and_unloading(service: Service, fleet: Fleet) -> None:
@@ -116,15 +115,15 @@ async def test_pull_copy_and_delete(service: Service, fleet: Fleet) -> None:
         assert [lines[0].status, lines[-1].status] == ["pulling manifest", "success"]
         pulls = [fake for fake in fleet.values() if any(row["model"] == name for row in fake.requests())]
         assert len(pulls) == 1
-        service.admin("POST", "/api/poll")
+        service.listed(name)
         assert (await client.chat(name, HELLO)).message.content
         await client.copy(name, twin)
-        service.admin("POST", "/api/poll")
+        service.listed(twin)
         assert (await client.show(twin)).details
         for gone in (name, twin):
             await client.delete(gone)
-        service.admin("POST", "/api/poll")
-        assert name not in [model.model for model in (await client.list()).models]
+            service.listed(gone, present=False)
+        assert not {name, twin} & {model.model for model in (await client.list()).models}
         with pytest.raises(ollama.ResponseError, match="not found"):
             await client.delete(name)
 
@@ -147,7 +146,7 @@ async def test_blobs_and_the_create_that_follows_meet_on_one_server(service: Ser
     async with ollama.AsyncClient(host=service.url) as client:
         lines = [line async for line in await client.create(name, files={"own.gguf": digest}, stream=True)]
         assert lines[-1].status == "success"
-        service.admin("POST", "/api/poll")
+        service.listed(f"{name}:latest")
         assert (await client.chat(name, HELLO)).message.content
         await client.delete(name)
     holders = [
