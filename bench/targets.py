@@ -142,7 +142,7 @@ def fleetproxy(folder: Path, mock_port: int) -> Iterator[Target]:
         yield Target(
             name="fleetproxy",
             url=f"http://127.0.0.1:{port}",
-            version=version.split()[-1] if version.split() else "?",
+            version=[*version.split(), "?", "?"][1],
             headers=(bearer,),
             roots=(process.pid,),
             counted="proxy-",
