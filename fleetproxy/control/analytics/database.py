@@ -160,7 +160,9 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 def _open(path: Path, spool: Path, settings: Analytics, now_us: int, set_aside: tuple[Path, ...]) -> Opened:
     if "?" in str(path):
-        raise StoreError("unusable", f"{path}: DuckDB cannot use a path with a question mark; choose another --data-dir")
+        raise StoreError(
+            "unusable", f"{path}: DuckDB cannot use a path with a question mark; choose another --data-dir"
+        )
     if path.exists():
         _check_header(path)
     connection = duckdb.connect(str(path), config=_config(path, settings))
@@ -264,14 +266,15 @@ def bring_up_to_date(
     if found == version:
         return
     steps = schema.MIGRATIONS if migrations is None else migrations
-    # A file without a version is empty: there is nothing to migrate.
-    for step in range(found + 1, version + 1) if found else ():
+    # A file without a version is empty: there is nothing to migrate, only to make.
+    for step in range(found + 1, version) if found else ():
         with transaction(connection):
             for statement in steps.get(step, ()):
                 connection.execute(statement)
-            if step < version:
-                _set_meta(connection, "schema_version", str(step))
+            _set_meta(connection, "schema_version", str(step))
     with transaction(connection):
+        for statement in steps.get(version, ()) if found else ():
+            connection.execute(statement)
         for statement in _ddl(connection, tables, views):
             connection.execute(statement)
         if not found:
