@@ -19,6 +19,7 @@ import msgspec
 from fleetproxy import log
 from fleetproxy.control import policy
 from fleetproxy.control.analytics.rows import Row
+from fleetproxy.control.bodies import Bodies
 from fleetproxy.control.columns import Columns
 from fleetproxy.control.last_states import LastStates
 from fleetproxy.control.probe import Probe
@@ -27,7 +28,6 @@ from fleetproxy.control.state.servers import ServerEntry
 from fleetproxy.core.backend import Backend, BackendState
 from fleetproxy.core.fleet import Fleet, FleetEvent, ModelEvent, ServerEvent, Thresholds, compile_table
 from fleetproxy.core.table import Principal, Snapshot
-from fleetproxy.families.llm import lists
 from fleetproxy.settings import Server, Settings
 from fleetproxy.settings.servers import BadAddress, to_backend
 
@@ -120,6 +120,7 @@ class LiveFleet:
         self._changed: Callable[[], None] = lambda: None
         self._applying = asyncio.Lock()
         self._fleet = Fleet()
+        self._bodies = Bodies()
         self._servers: dict[str, _Server] = {}
         self._leaving: dict[str, _Leaving] = {}
         self._guests: dict[str, tuple[Backend, BackendState]] = {}
@@ -168,15 +169,18 @@ class LiveFleet:
     def snapshot(self) -> Snapshot:
         """The state of everything the data plane needs, unnumbered."""
         settings = self._settings()
-        known = ((backend, self._fleet.state(backend.name)) for backend in self._fleet.backends)
-        shown = lists.shown((backend, state) for backend, state in known if backend.name not in self._leaving)
+        fleet = self._fleet
+        staying = (backend for backend in fleet.backends if backend.name not in self._leaving)
+        bodies, model_bodies = self._bodies.make(
+            ((backend, fleet.state(backend.name)) for backend in staying), hide_backends=settings.routing.hide_backends
+        )
         return Snapshot(
-            table=compile_table(self._fleet, settings.routing.aliases),
+            table=compile_table(fleet, settings.routing.aliases),
             principals=policy.principals(settings, self._principals),
             access=policy.access(settings, self._machine),
             limits=policy.limits(settings),
-            bodies=lists.bodies(shown, hide_backends=settings.routing.hide_backends),
-            model_bodies=lists.model_bodies(state.raw_v1_models for _, state in shown),
+            bodies=bodies,
+            model_bodies=model_bodies,
         )
 
     # --- what happens ----------------------------------------------------------------------------------------
