@@ -121,7 +121,7 @@ def peek(body: bytes, keys: tuple[str, ...] = MODEL_OR_NAME) -> Peek:
             stream = _FLAG.decode(streamed)
         except msgspec.MsgspecError:
             raise BadJson("`stream` must be true or false.") from None
-    if body.count(b'"%b"' % key.encode()) > 1 or body.count(b'"stream"') > 1 or b"\\u00" in body:
+    if body.count(b'"%b"' % key.encode()) > 1 or body.count(b'"stream"') > 1 or body.find(b"\\u00") >= 0:
         _check_once(body, fields, (*keys, "stream"))
     return Peek(model or None, stream, key, fields)
 

@@ -74,24 +74,25 @@ class Tap:
 
     def see(self, chunk: bytes) -> bool:
         """The next bytes. True exactly when the line with the end marker has just gone by."""
-        self._append(chunk)
-        self._room -= len(chunk) + _PIECE_COST_BYTES
         if self._room < 0:
             self._compact()
+        self._append(chunk)
+        self._room -= len(chunk) + _PIECE_COST_BYTES
         edge = self._edge
         data = edge + chunk if edge else chunk
+        find = data.find  # twice as fast as `in`, which takes bytes for a number first
         for hint in self._hints:
-            if hint in data:
+            if find(hint) >= 0:
                 return self._look(chunk, data)
         if self._hinted:
             return self._look(chunk, data)
-        self._edge = b"" if data.endswith(b"\n") else data[-_EDGE_BYTES:]
+        self._edge = b"" if data[-1:] == b"\n" else data[-_EDGE_BYTES:]
         return False
 
     @property
     def terminal(self) -> bool:
         """The end marker has gone by; its line may lack its line end, if nothing more comes."""
-        return self._over or (bool(self._hints) and self._verdict(self._rest(), _NO_HINTS) is not None)
+        return self._over or (bool(self._hints) and self._verdict(self._rest(), self._hinted) is not None)
 
     @property
     def error(self) -> str | None:
@@ -183,7 +184,7 @@ class Tap:
         return kept[-TAIL_BYTES:], not self._cut and len(kept) <= TAIL_BYTES
 
 
-# --- end markers -------------------------------------------------------------------------------------------------------
+# --- end markers ---------------------------------------------------------------------------------------------------
 
 _NO_HINTS: tuple[bytes, ...] = ()
 _ERROR = b'"error"'
@@ -239,12 +240,7 @@ def _data_error(said: Report | None) -> str | None:
     return report.error_text(said) if said is not None else None
 
 
-def _nothing_ends(line: bytes) -> str | None:
-    return None
-
-
 _VERDICTS: dict[Marker | None, Callable[[bytes], str | None]] = {
-    None: _nothing_ends,
     "ndjson_done": _ndjson_done,
     "ndjson_status": _ndjson_status,
     "sse_done": _sse_done,
@@ -259,7 +255,6 @@ def _never(end: bytes, hints: tuple[bytes, ...]) -> bool:
 
 #: Marker -> whether a line of more than 64 KiB, of which this is the end, ends the stream.
 _OVERLONG: dict[Marker | None, Callable[[bytes, tuple[bytes, ...]], bool]] = {
-    None: _never,
     # Ollama's last line repeats the context, after `done` and before the counts that only the last line has.
     "ndjson_done": lambda end, hints: bool(hints) and hints != (_ERROR,) and b'"total_duration"' in end[-1024:],
     "ndjson_status": _never,
