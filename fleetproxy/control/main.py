@@ -20,6 +20,7 @@ from litestar import Litestar
 
 from fleetproxy import log
 from fleetproxy.control import app as web
+from fleetproxy.control.agents import Agents
 from fleetproxy.control.analytics.history import History
 from fleetproxy.control.analytics.journal import Journal
 from fleetproxy.control.analytics.records import Records
@@ -112,6 +113,13 @@ class Control:
             machine=socket.gethostname(),
         )
         self.poller = Poller(self.client, lambda: process.settings.poll, self.fleet.found)
+        self.agents = Agents(
+            self.client,
+            self.fleet.members,
+            self.told,
+            data / "boots.json",
+            interval_s=lambda: process.settings.poll.interval_s,
+        )
         self.link = LinkServer(runtime / "link.sock", self.hear, expected=_processes(process.settings))
         self.link.on_leave = self.left
         self.publisher = Publisher(
@@ -157,6 +165,7 @@ class Control:
             ("link", self.link.run(self._closing)),
             ("fleet", self.keep_fleet()),
             ("beat", self.beat()),
+            ("agents", self.agents.run()),
             ("samples", self.metrics.sample(self.journal, self._closing)),
             ("services", services.run(self._closing)),
             ("control.sock", self.answer()),
@@ -324,7 +333,7 @@ class Control:
             "records": self.records,
             "metrics": self.metrics,
             "visitors": self.visitors,
-            "desk": Desk(self.fleet, self.poller.poll_all, self.checks, dict),
+            "desk": Desk(self.fleet, self.poller.poll_all, self.checks, self.agents.shown),
         }
 
     def checks(self) -> Mapping[str, bool]:
