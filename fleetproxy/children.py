@@ -76,6 +76,7 @@ class Child:
             self.popen = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
                 command(self, runtime),
                 stdin=subprocess.PIPE,
+                stdout=2,  # standard output is for the one line with the address
                 start_new_session=True,
                 pass_fds=(self.listener.fileno(),) if self.listener else (),
             )
@@ -129,8 +130,8 @@ Command = Callable[[Child, Path], Sequence[str]]
 
 
 def product_command(child: Child, runtime: Path) -> Sequence[str]:
-    """The command line of a child."""
-    words = [sys.executable, "-m", "fleetproxy.process", child.kind, str(child.index), str(runtime)]
+    """The command line of a child. -P: nothing is imported from the folder `serve` happens to be started in."""
+    words = [sys.executable, "-P", "-m", "fleetproxy.process", child.kind, str(child.index), str(runtime)]
     return [*words, str(child.listener.fileno())] if child.listener else words
 
 

@@ -50,6 +50,7 @@ commands:
 def main(words: list[str] | None = None) -> int:
     """Run one command line; the exit code."""
     words = sys.argv[1:] if words is None else words
+    _hold_standard_files()
     try:
         return _run(words)
     except KeyboardInterrupt:
@@ -58,6 +59,13 @@ def main(words: list[str] | None = None) -> int:
         # Whoever read us has left. Python would complain again when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
+
+
+def _hold_standard_files() -> None:
+    """Where 0, 1 or 2 is closed, the next file opened would get that number, and what is said would go into it."""
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(file, True)
+    os.close(file)
 
 
 def _run(words: list[str]) -> int:

@@ -164,6 +164,15 @@ def test_every_variable_is_listed(tmp_path: Path) -> None:
 # --- serve ---
 
 
+def test_started_without_standard_files_nothing_is_written_into_others(tmp_path: Path) -> None:
+    lock = Lock(tmp_path, Running(1, ""))
+    words = f"{sys.executable} -m fleetproxy serve --port 0 --data-dir {tmp_path} 0<&- 1>&- 2>&-"
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, check=False)
+    lock.release()
+    assert done.returncode == 1
+    assert json.loads((tmp_path / "lock").read_text()) == {"pid": 1, "runtime": "", "url": ""}
+
+
 def test_serve_refuses_a_bad_configuration_with_exit_code_6(tmp_path: Path) -> None:
     done = fleetproxy("serve", "--config", "none.toml", cwd=tmp_path)
     assert done.returncode == 6

@@ -7,12 +7,14 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from fleetproxy.children import Child, product_command
 from fleetproxy.folders import running
 from fleetproxy.link.board import Board
 from fleetproxy.settings import Queue, Settings, Timeouts
@@ -285,3 +287,12 @@ def test_no_more_connections_are_accepted_than_there_are_descriptors_for(start: 
     one.signal(signal.SIGHUP)
     until(lambda: "configuration reloaded" in one.complaints)
     assert "needs a restart" not in one.complaints
+
+
+def test_children_import_nothing_from_the_folder_of_the_start(tmp_path: Path) -> None:
+    (tmp_path / "fleetproxy").mkdir()
+    (tmp_path / "fleetproxy" / "__init__.py").write_text("raise SystemExit('not ours')")
+    words = product_command(Child("hub"), tmp_path / "run")
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert "not ours" not in done.stderr
+    assert "settings.json" in done.stderr, "it came as far as its own settings"
