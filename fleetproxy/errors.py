@@ -14,6 +14,8 @@ the request may be given to another backend (`resendable`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class FleetError(Exception):
     """Base of all errors a caller can see."""
@@ -25,6 +27,8 @@ class FleetError(Exception):
     resendable = False
     #: Seconds after which trying again makes sense; None when a retry cannot cure it.
     retry_after_s: float | None = None
+    #: More keys of an error body in Ollama's dialect.
+    details: Mapping[str, object] = {}
 
     def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").split("\n")[0])

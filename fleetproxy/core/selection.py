@@ -108,6 +108,16 @@ def routes_of(table: RoutingTable, operation: Operation) -> tuple[Route, ...]:
     return routes or ()
 
 
+def renames(backend: Backend, operation: Operation, route: Route) -> bool:
+    """Whether the request must carry the route's name for the model instead of the caller's.
+
+    Ollama knows its models by any spelling of their name, others by the very one they list.
+    """
+    return route.model != operation.model and (
+        backend.kind != "ollama" or canonical(route.model) != operation.canonical
+    )
+
+
 def speaks(backend: Backend, dialect: Dialect) -> bool:
     return dialect in DIALECTS[backend.kind]
 

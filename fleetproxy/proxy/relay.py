@@ -13,9 +13,9 @@ import asyncio
 from typing import Any
 
 from fleetproxy.core.failover import CannotServe, ModelMissing, final, pass_on
-from fleetproxy.core.names import canonical
+from fleetproxy.core.missing import model_unknown
 from fleetproxy.core.operation import Operation
-from fleetproxy.core.selection import Candidates, Refuse, Wait, rank
+from fleetproxy.core.selection import Candidates, Refuse, Wait, rank, renames
 from fleetproxy.core.table import Route
 from fleetproxy.errors import (
     BackendError,
@@ -27,6 +27,7 @@ from fleetproxy.errors import (
     ConnectionStale,
     FleetError,
     LoopDetected,
+    ModelUnknown,
 )
 from fleetproxy.families.llm import errors as dialect_errors
 from fleetproxy.proxy.body import pieces_of
@@ -63,7 +64,7 @@ class Relay:
             if not counted:
                 plane.board.add(backend.column, 1)
             asked = body
-            if seen is not None and route.model and route.model != seen.model and renames(operation, route):
+            if seen is not None and route.model and route.model != seen.model and renames(backend, operation, route):
                 asked = rewrite_model(body, route.model, seen)
             try:
                 await self._attempt(exchange, operation, route, asked, failures, last=last)
@@ -71,7 +72,12 @@ class Relay:
             except BackendError as error:
                 failures.append(error)
                 if last or not pass_on(error, operation.endpoint, failures) or not plane.retries.retry():
-                    raise final(failures, operation.model or "") from None
+                    failure = final(failures, operation.model or "")
+                    if isinstance(failure, ModelUnknown):
+                        snapshot = exchange.snapshot
+                        hide = snapshot.access.hide_backends
+                        failure = model_unknown(snapshot.table, operation, hide_backends=hide)
+                    raise failure from None
                 exchange.retries += 1
                 plane.counters[f"retries:{error.code}"] += 1
             finally:
@@ -358,11 +364,6 @@ class Relay:
                 waits: set[asyncio.Future[Any]] = {drained, answering}
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         upstream.write_end()
-
-
-def renames(operation: Operation, route: Route) -> bool:
-    """Whether this route's server knows the asked model only under another name (an alias): the bytes must change."""
-    return canonical(route.model) != operation.canonical
 
 
 def _content_type(headers: Headers) -> bytes:

@@ -13,7 +13,7 @@ from fleetproxy.core.backend import DIALECTS, Backend, BackendState, DiskModel, 
 from fleetproxy.core.fleet import Fleet, compile_table
 from fleetproxy.core.names import canonical
 from fleetproxy.core.operation import Endpoint, Operation
-from fleetproxy.core.selection import Candidates, Decision, Refuse, Wait, is_full, rank, routes_of, speaks
+from fleetproxy.core.selection import Candidates, Decision, Refuse, Wait, is_full, rank, renames, routes_of, speaks
 from fleetproxy.core.table import RESIDENT, Route, RoutingTable
 from fleetproxy.errors import (
     BadRequest,
@@ -482,3 +482,18 @@ def test_keys_for_some_models_get_no_others() -> None:
     assert isinstance(nameless, Refuse)
     assert type(nameless.error) is Forbidden
     assert isinstance(rank(table, asking(STATUS, None, allowed=some), IDLE, Random(1)), Candidates)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "served", "renamed"),
+    [
+        ("ollama", "phi", "phi:latest", False),
+        ("ollama", "PHI", "phi:latest", False),
+        ("ollama", "gpt", "phi:latest", True),
+        ("openai", "phi", "phi", False),
+        ("openai", "phi:latest", "phi", True),
+        ("worker", "org/x", "Org/X", True),
+    ],
+)
+def test_only_ollama_knows_its_models_by_every_spelling(kind: Any, asked: str, served: str, renamed: bool) -> None:
+    assert renames(backend("a", 0, kind=kind), asking(CHAT, asked), Route(0, RESIDENT, served)) is renamed

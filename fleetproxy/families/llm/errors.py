@@ -59,7 +59,7 @@ def event(endpoint: Endpoint, error: FleetError, request_id: str, *, mid_line: b
 
 
 def _ollama(error: FleetError, request_id: str) -> dict[str, Any]:
-    return {"error": str(error)}
+    return {"error": str(error), **error.details}
 
 
 def _openai(error: FleetError, request_id: str) -> dict[str, Any]:
