@@ -29,6 +29,13 @@ def short_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="fp", dir="/tmp"))
 
 
+def browser(runtime: Path, **headers: str) -> httpx.AsyncClient:
+    """A client at control.sock, as a proxy relays for somebody on this machine."""
+    transport = httpx.AsyncHTTPTransport(uds=str(runtime / "control.sock"))
+    own = {"x-fleet-client": "127.0.0.1", "x-fleet-scheme": "http"}
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=own | headers, timeout=20)
+
+
 class Running:
     """Control as it runs, and what its neighbours would do."""
 
@@ -37,10 +44,7 @@ class Running:
         self.runtime = process.runtime
 
     def browser(self, **headers: str) -> httpx.AsyncClient:
-        """A client at control.sock, as a proxy relays for somebody on this machine."""
-        transport = httpx.AsyncHTTPTransport(uds=str(self.runtime / "control.sock"))
-        own = {"x-fleet-client": "127.0.0.1", "x-fleet-scheme": "http"}
-        return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=own | headers, timeout=20)
+        return browser(self.runtime, **headers)
 
     def snapshot(self) -> Snapshot:
         return read_snapshot(self.runtime / "snapshot") or Snapshot()
