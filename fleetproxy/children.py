@@ -18,7 +18,7 @@ from fleetproxy.folders import FolderError
 from fleetproxy.process import HELD_SIGNALS, KINDS
 
 #: A child that lived this long is no crash loop.
-QUIET_S = 10.0
+QUIET_S = 3.0
 #: From here on it will not mend by itself soon: spend less on trying.
 MANY_DEATHS = 60
 #: Children of a supervisor that was killed get so long to leave, then SIGKILL.
