@@ -78,20 +78,24 @@ class Opened(msgspec.Struct, frozen=True):
 
 def judge(error: BaseException) -> Trouble:
     """What an error of DuckDB or of the file system means for the store."""
-    text = str(error)
     if isinstance(error, StoreError):
         return error.trouble
     if isinstance(error, duckdb.FatalException | duckdb.InternalException):
         # Some carry their cause, but the instance is of no more use either way.
-        return "damaged" if "Corrupt" in text else "invalidated"
-    for pattern, trouble in _MESSAGES:
-        if pattern in text:
-            return trouble
+        return "damaged" if "Corrupt" in str(error) else "invalidated"
+    trouble = _told(error)
+    if trouble is not None:
+        return trouble
     if isinstance(error, duckdb.OutOfMemoryException | MemoryError):
         return "memory"
     if isinstance(error, OSError):
         return "disk"
     return "failed"
+
+
+def _told(error: BaseException) -> Trouble | None:
+    text = str(error)
+    return next((trouble for pattern, trouble in _MESSAGES if pattern in text), None)
 
 
 def open_store(path: Path, spool: Path, settings: Analytics, now_us: int) -> Opened:
@@ -102,9 +106,12 @@ def open_store(path: Path, spool: Path, settings: Analytics, now_us: int) -> Ope
             return _open(path, spool, settings, now_us, tuple(moved))
         except (duckdb.Error, StoreError, OSError) as error:
             trouble = judge(error)
+            if trouble == "invalidated":
+                # While opening: for want of room, say, or because the file is such that DuckDB cannot go on.
+                trouble = _told(error) or "damaged"
             if trouble == "damaged_wal":
                 moved += set_aside(path, now_us, error, (".wal",))
-            elif trouble in ("damaged", "invalidated"):
+            elif trouble == "damaged":
                 moved += set_aside(path, now_us, error)
             else:
                 raise StoreError(trouble, advice(trouble, path, error)) from None
