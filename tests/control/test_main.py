@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 import httpx
 import pytest
 
+from fleetproxy.control.main import main
 from fleetproxy.core.worker import Offer, Worker
 from fleetproxy.link.board import WORKER_COLUMNS, Board
-from fleetproxy.link.messages import Observe, WorkersSeen
-from fleetproxy.settings import Auth, Poll, Server, Settings
+from fleetproxy.link.messages import Count, Observe, Pulse, WorkersPulse, WorkersSeen
+from fleetproxy.process import Process
+from fleetproxy.settings import Auth, Dashboard, Metrics, Poll, Server, Settings
 from fleetproxy.testing.fakes import Fake, Fault, Profile
-from tests.control.running import ADMIN, Neighbour, control, short_folder, until
+from tests.control.running import ADMIN, Neighbour, control, prepare, short_folder, until
 
 
 @pytest.fixture
@@ -251,6 +254,103 @@ async def test_its_sockets_and_files_are_for_their_owner_alone(folder: Path, fle
     async with control(folder, settings_for(fleet, "gpu")):
         for name in ("link.sock", "snapshot"):
             assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_addresses_of_its_own_serve_dashboard_and_metrics(folder: Path, fleet: dict[str, Fake]) -> None:
+    dashboard, metrics = free_port(), free_port()
+    settings = settings_for(
+        fleet,
+        "gpu",
+        dashboard=Dashboard(listen=f"127.0.0.1:{dashboard}"),
+        metrics=Metrics(listen=f"127.0.0.1:{metrics}"),
+    )
+    async with control(folder, settings), httpx.AsyncClient(trust_env=False, timeout=20) as client:
+        own = f"http://127.0.0.1:{dashboard}"
+        await answering(client, f"{own}/healthz")
+        assert (await client.get(f"{own}/api/servers", headers=ADMIN)).status_code == 200
+        assert (await client.get(f"{own}/api/servers")).status_code == 401
+        alone = f"http://127.0.0.1:{metrics}"
+        await answering(client, f"{alone}/metrics")
+        assert "fleetproxy_backend_up" in (await client.get(f"{alone}/metrics")).text
+        assert (await client.get(f"{alone}/api/servers", headers=ADMIN)).status_code == 404
+
+
+async def test_an_address_that_is_taken_does_not_stop_the_rest_and_is_tried_again(
+    folder: Path, fleet: dict[str, Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetproxy.control.main.LISTEN_AGAIN_S", 0.02)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = settings_for(fleet, "gpu", metrics=Metrics(listen=f"127.0.0.1:{port}"))
+        async with control(folder, settings) as running, httpx.AsyncClient(trust_env=False) as client:
+            assert running.usable() == ["gpu"]
+            taken.close()
+            await answering(client, f"http://127.0.0.1:{port}/metrics")
+
+
+async def test_what_processes_and_workers_report_reaches_metrics(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu")) as running, running.browser() as browser:
+        hub = Neighbour(folder, "hub")
+        hub.link.send(Count({"retries:connect_failed": 3}, {"hub_workers": 2.0}))
+        hub.link.send(WorkersPulse((Pulse("llm", "w1", 1.0),)))
+        async with asyncio.timeout(10):
+            while "fleetproxy_hub_workers" not in (await browser.get("/metrics")).text:
+                await asyncio.sleep(0.1)
+        await hub.leave()
+
+
+async def test_keys_made_in_the_dashboard_reach_the_data_plane(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu")) as running, running.browser(**ADMIN) as browser:
+        known = len(running.snapshot().principals)
+        made = await browser.post("/api/users", json={"username": "ann", "password": "correct horse 7 battery"})
+        assert made.status_code == 201, made.text
+        key = await browser.post(f"/api/users/{made.json()['id']}/api-key")
+        assert key.status_code == 200, key.text
+        await until(lambda: len(running.snapshot().principals) == known + 1)
+
+
+async def test_told_to_leave_at_once_it_leaves_at_once(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu")) as running:
+        running.process.leave()
+
+
+async def test_a_part_that_cannot_run_ends_control_for_the_supervisor_to_start_a_new_one(
+    folder: Path, fleet: dict[str, Fake]
+) -> None:
+    (folder / "link.sock").mkdir()
+    prepare(folder, settings_for(fleet, "gpu"))
+    with pytest.raises(OSError, match=r"link\.sock"):
+        await main(Process("control", 0, folder))
+
+
+async def test_a_damaged_state_folder_costs_memory_of_the_past_alone(folder: Path, fleet: dict[str, Fake]) -> None:
+    async with control(folder, settings_for(fleet, "gpu")):
+        pass
+    for path in (folder / "data" / "servers").iterdir():
+        path.write_bytes(b"{")
+    for name in ("columns", "snapshot"):
+        (folder / name).write_bytes(b"\xc1")
+    (folder / "data" / "snapshot.version").write_text("?")
+    async with control(folder, settings_for(fleet, "gpu")) as running:
+        assert running.usable() == ["gpu"]
+
+
+async def answering(client: httpx.AsyncClient, url: str) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert (await client.get(url)).status_code == 200
+                return
+            except httpx.TransportError:
+                await asyncio.sleep(0.02)
 
 
 async def events(browser: httpx.AsyncClient, count: int) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ import pytest
 from fleetproxy.core.table import Access, Snapshot
 from fleetproxy.link import client as client_module
 from fleetproxy.link.client import MAX_PENDING, LinkClient
-from fleetproxy.link.framing import encode, read, read_snapshot, write_snapshot
+from fleetproxy.link.framing import LinkError, encode, read, read_snapshot, write_snapshot
 from fleetproxy.link.messages import Acknowledge, Count, Hello, Message, Observe, Publish, Rotate
 from fleetproxy.link.server import LinkServer
 
@@ -250,6 +250,51 @@ async def test_a_client_comes_back_by_itself_and_waits_longer_each_time(path: Pa
     assert process.client.connections == 2
     bounds = [min(client_module.BACKOFF_S * 2**n, client_module.BACKOFF_MAX_S) for n in range(8)]
     assert all(bound / 2 <= wait <= bound for wait, bound in zip(process.waits, bounds, strict=False))
+
+
+async def test_after_a_connection_that_lasted_the_waits_are_short_again(path: Path) -> None:
+    process = Process(path)
+    times = iter(range(0, 10**6, 100))
+    process.client._clock = lambda: float(next(times))
+    async with running(process):
+        await until(lambda: len(process.waits) >= 4)
+    assert all(wait <= client_module.BACKOFF_S for wait in process.waits)
+
+
+async def test_a_segment_that_cannot_be_closed_does_not_hold_the_others_up(path: Path) -> None:
+    process = Process(path)
+
+    def fail() -> None:
+        raise OSError("no space left on device")
+
+    process.client._on_rotate = fail
+    async with serving(path) as server, running(process):
+        await until(lambda: len(server.processes()) == 1)
+        assert await server.rotate_all()
+
+
+async def test_messages_too_large_for_the_link_are_dropped_and_the_rest_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetproxy.link.framing.MAX_MESSAGE_BYTES", 1000)
+    seen: list[Message] = []
+    process = Process(path)
+    async with serving(path, lambda _name, message: seen.append(message)) as server, running(process):
+        process.client.send(Observe("x" * 2000, "connect_failed"))
+        process.client.send(Observe("a", "connect_failed"))
+        await until(lambda: Observe("a", "connect_failed") in seen)
+        assert process.client.dropped == 1
+        with pytest.raises(LinkError, match="over the link's"):
+            server.publish(Snapshot(version=1, bodies={"/api/tags": b"x" * 2000}))
+
+
+async def test_control_hears_when_a_process_leaves(path: Path) -> None:
+    left: list[str] = []
+    async with serving(path) as server:
+        server.on_leave = left.append
+        async with running(Process(path, "proxy-7")):
+            await until(lambda: len(server.processes()) == 1)
+        await until(lambda: left == ["proxy-7"])
 
 
 async def test_the_same_snapshot_is_not_used_twice_after_a_reconnect(path: Path) -> None:

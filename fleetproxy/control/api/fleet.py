@@ -56,7 +56,7 @@ async def list_servers(request: FleetRequest) -> Response[bytes]:
     return _json(200, shown)
 
 
-@post("/api/poll", opt=ADMIN, status_code=200, tags=["fleet"])
+@post("/api/poll", opt=USER, status_code=200, tags=["fleet"])
 async def poll_now(request: FleetRequest) -> dict[str, bool]:
     """Poll every server now. Answers when the last one has answered, or has not in time."""
     await desk_of(request).poll_all()
