@@ -205,10 +205,10 @@ def _unlisted(table: RoutingTable, operation: Operation, loads: Loads, *, elsewh
         return Refuse(
             DialectUnspoken(f"The servers that have '{operation.model}' do not speak this path; ask them at /v1/.")
         )
-    if operation.canonical in table.unavailable:
-        return Refuse(NoBackend(f"Every server that has the model '{operation.model}' is offline or in maintenance."))
     if not usable:
         return Refuse(NoBackend())
+    if operation.canonical in table.unavailable:
+        return Refuse(NoBackend(f"Every server that has the model '{operation.model}' is offline or in maintenance."))
     best = min(usable, key=lambda index: (loads.tripped(table.backends[index].backend.column), *_room(table, index)))
     return _alone(table, operation, loads, Route(best, RESIDENT, operation.model or ""), MOST_VRAM)
 

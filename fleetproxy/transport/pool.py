@@ -81,7 +81,9 @@ class Pool:
                     server_hostname=backend.tls_server_name or backend.host,
                 )
         except ssl.SSLCertVerificationError as error:
-            raise ConnectFailed(f"The server's certificate is not valid: {error.verify_message}") from None
+            # OpenSSL names the host it looked for; our callers never see hosts.
+            why = error.verify_message.partition(", certificate is not valid for")[0].partition(" for '")[0]
+            raise ConnectFailed(f"The server's certificate is not valid: {why.lower()}.") from None
         except ssl.SSLError as error:
             reason = (error.reason or "closed during the handshake").replace("_", " ").lower()
             raise ConnectFailed(f"TLS with the server failed: {reason}.") from None
