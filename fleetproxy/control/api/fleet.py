@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 from litestar import Request, Response, get, post
 
-from fleetproxy.control.api.guard import ADMIN, PUBLIC, USER
+from fleetproxy.control.api.guard import PUBLIC, USER
 from fleetproxy.control.api.reading import stamp
 from fleetproxy.control.fleet import Member
 from fleetproxy.core.backend import Backend, BackendState, DiskModel, ResidentModel
