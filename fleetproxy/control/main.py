@@ -25,6 +25,7 @@ from fleetproxy.control.analytics.history import History
 from fleetproxy.control.analytics.journal import Journal
 from fleetproxy.control.analytics.records import Records
 from fleetproxy.control.analytics.store import Store
+from fleetproxy.control.analytics.upkeep import StoreUpkeep
 from fleetproxy.control.api import analytics, fleet, metrics, query, requests, routes
 from fleetproxy.control.api.fleet import Desk
 from fleetproxy.control.api.peer import direct, linked
@@ -160,6 +161,8 @@ class Control:
         services = self.services
         self.told.listeners.append(services.notifier.hear)
         services.hurry = self.poller.hurry
+        services.put = self.journal.put
+        services.upkeep = StoreUpkeep(self.store)
         loading = asyncio.create_task(self.store.run(self._resting), name="store")
         parts = [
             ("link", self.link.run(self._closing)),

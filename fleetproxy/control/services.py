@@ -5,7 +5,8 @@
     running = asyncio.create_task(services.run(stop));  ...;  await services.close()
 
 What is written down (`control.analytics.journal`) should go through an `Overheard` journal whose listeners include
-`services.notifier.hear`; `services.hurry = poller.hurry` lets a server be looked at at once after a change.
+`services.notifier.hear`; `services.hurry = poller.hurry` lets a server be looked at at once after a change;
+`services.put = journal.put` and `services.upkeep = StoreUpkeep(store)` connect scheduled jobs to the analytics.
 
 The publisher asks `principals()` and `server_entries()` for what the API has added, and registers the configured
 servers with `register_servers()`; `store.on_change(callback)` tells it when to ask again (after any change: compare).
@@ -25,7 +26,11 @@ import argon2
 from litestar import Request
 
 from fleetproxy import log
+from fleetproxy.control.analytics.rows import Row
 from fleetproxy.control.api.guard import Guard
+from fleetproxy.control.calendar import Calendar
+from fleetproxy.control.discovery import Discovery
+from fleetproxy.control.job_actions import Actions, Upkeep
 from fleetproxy.control.new_models import NewModels
 from fleetproxy.control.notify.notifier import Notifier
 from fleetproxy.control.passwords import Hasher, Throttle
@@ -49,7 +54,7 @@ LOCAL_KEY_FILE = "local.key"
 #: In the data folder: an administrator existed once, so an empty state has been lost, not newly made.
 CLAIMED_FILE = "state.claimed"
 HOUSEKEEPING_S = 3600.0
-_PARTS = ("housekeeping", "notifier", "new models")
+_PARTS = ("housekeeping", "notifier", "new models", "calendar")
 
 T = TypeVar("T")
 
@@ -97,6 +102,19 @@ class Services:
             store, settings, fleet, caller, self.transport, missing_models=records.missing_models, monotonic=monotonic
         )
         self.new_models = NewModels(store, fleet, now)
+        #: What jobs do to the analytics, and where their runs are written down; set by whoever has them.
+        self.upkeep: Upkeep | None = None
+        self.put: Callable[[Row], None] = lambda row: None
+        actions_of_jobs = Actions(
+            fleet, caller, self.transport, exports=data / "exports", upkeep=lambda: self.upkeep, now=now
+        )
+        self.calendar = Calendar(
+            store, actions_of_jobs, now, put=self._write_down, failed=self.notifier.job_failed
+        )
+        self.discovery = Discovery(caller, lambda: settings().discovery)
+        #: Questions about the plan of jobs: answered now, and waiting.
+        self.planning_slots = asyncio.Semaphore(2)
+        self.planning_waiting = 0
         self.setup_lock = asyncio.Lock()
         #: Needed for the first administrator from anywhere but this machine; None once there is one.
         self.setup_token: str | None = None
@@ -135,7 +153,7 @@ class Services:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Everything that goes on beside the calls, until `stop`."""
-        parts = [self._keep_house(), self.notifier.run(), self.new_models.run()]
+        parts = [self._keep_house(), self.notifier.run(), self.new_models.run(), self.calendar.run()]
         running = [self.spawn(part, name) for part, name in zip(parts, _PARTS, strict=True)]
         await stop.wait()
         for task in running:
@@ -157,6 +175,7 @@ class Services:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.calendar.close()
         await self.pulls.close()
         await self.notifier.close()
         self.hasher.close()
@@ -225,6 +244,9 @@ class Services:
     def claim(self) -> None:
         self.setup_token = None
         (self.data / CLAIMED_FILE).touch(mode=0o600)
+
+    def _write_down(self, row: Row) -> None:
+        self.put(row)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -32,15 +32,31 @@ class Retention:
         self._at = 0
         self._due_s = 0.0
         self._deleted = 0
+        #: For the sweep under way, and for the next one: rows older than this go, whatever the settings say.
+        self._within_days: int | None = None
+        self._asked_days: int | None = None
         #: Rows deleted since start.
         self.deleted = 0
         self.sweeps = 0
 
+    def ask(self, days: int) -> None:
+        """Begin a sweep soon, that keeps no row longer than `days`. May be called from any thread."""
+        self._asked_days = days
+
+    @property
+    def asked(self) -> bool:
+        """A sweep that was asked for has not ended yet."""
+        return self._asked_days is not None or self._within_days is not None
+
     def step(self, connection: duckdb.DuckDBPyConnection, now_us: int, clock_s: float) -> bool:
         """Delete one chunk, if a sweep is due or under way. True when there is more to do."""
+        if self._at == 0 and not self._deleted and self._asked_days is not None:
+            self._within_days, self._asked_days = self._asked_days, None
+            self._due_s = clock_s
         if clock_s < self._due_s:
             return False
         table, days = self._plan[self._at]
+        days = min(days, self._within_days or days)
         # The latest batch number is kept whatever its age: it says whether rows were lost.
         kept = " AND batch < (SELECT max(batch) FROM segments)" if table is schema.SEGMENTS else ""
         row = connection.execute(
@@ -59,6 +75,7 @@ class Retention:
         if self._deleted:
             connection.execute("CHECKPOINT")  # gives the room back to new rows
         self._at = self._deleted = 0
+        self._within_days = None
         self._due_s = clock_s + SWEEP_S
         self.sweeps += 1
         return False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from litestar.types import ControllerRouterHandler
 
-from fleetproxy.control.api import auth, events, models, plugins, servers_admin, settings, users
+from fleetproxy.control.api import auth, events, jobs, models, plugins, servers_admin, settings, users
 from fleetproxy.control.api.reading import EXCEPTION_HANDLERS
 
 HANDLERS: list[ControllerRouterHandler] = [
     *auth.handlers,
     *users.handlers,
     *events.handlers,
+    *jobs.handlers,
     *models.handlers,
     *plugins.handlers,
     *servers_admin.handlers,
