@@ -19,6 +19,8 @@ from fleetproxy.core.record import Attempt, AuditRecord
 from fleetproxy.link.spool import Spool
 from fleetproxy.settings import Analytics
 
+#: Children are started here, so that they find this module.
+ROOT = Path(__file__).parents[3]
 #: 2026-11-21 12:00:00 UTC.
 NOON_US = 1_795_262_400_000_000
 SETTINGS = Analytics(memory_bytes=256 * 1024 * 1024)

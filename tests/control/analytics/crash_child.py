@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from analytics_kit import opened
 
 from fleetproxy.control.analytics import ingest as module
+from tests.control.analytics.analytics_kit import opened
 
 
 def die() -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from analytics_kit import SETTINGS, line, put, record
 
 from fleetproxy.control.analytics.store import Store
 from fleetproxy.errors import StoreUnavailable
+from tests.control.analytics.analytics_kit import SETTINGS, line, put, record
 
 BATCHES, ROWS = 30, 200
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from migration_case import migrate
+
+from tests.control.analytics.migration_case import migrate
 
 
 class Counting:

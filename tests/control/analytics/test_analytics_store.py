@@ -11,18 +11,17 @@ from pathlib import Path
 import duckdb
 import msgspec
 import pytest
-from analytics_kit import NOON_US, SETTINGS, line, put, record, rows, running
-from full_disk_child import BATCHES, ROWS
 
 from fleetproxy.control.analytics import store as module
 from fleetproxy.control.analytics.journal import Journal
 from fleetproxy.control.analytics.rows import ModelEvent
 from fleetproxy.errors import BadQuery, QueryLimit, QueryTimeout, StoreUnavailable
 from fleetproxy.link.spool import Spool
+from tests.control.analytics.analytics_kit import NOON_US, ROOT, SETTINGS, line, put, record, rows, running
+from tests.control.analytics.full_disk_child import BATCHES, ROWS
 
 COUNT = "SELECT count(*) FROM requests"
 ENDLESS = "SELECT count(*) FROM range(1000000000000) a"
-HERE = Path(__file__).parent
 EVENT = ModelEvent(occurred_at_us=NOON_US, server_id=1, server="gpu1", model="m", event="loaded")
 
 
@@ -215,8 +214,8 @@ async def test_a_spool_that_cannot_be_loaded_keeps_to_its_cap(tmp_path: Path) ->
 @pytest.mark.parametrize("limit", [400_000, 1_200_000])
 @pytest.mark.parametrize("what", ["commit", "checkpoint"])
 def test_a_full_disk_costs_no_row_and_loading_resumes_by_itself(tmp_path: Path, limit: int, what: str) -> None:
-    words = [sys.executable, str(HERE / "full_disk_child.py"), str(tmp_path), str(limit), what]
-    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    words = [sys.executable, "-m", "tests.control.analytics.full_disk_child", str(tmp_path), str(limit), what]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     # A checkpoint that fails leaves an instance that must be opened anew.
@@ -234,9 +233,9 @@ def test_a_full_disk_costs_no_row_and_loading_resumes_by_itself(tmp_path: Path, 
 
 async def test_rows_lost_with_a_damaged_log_are_noticed(tmp_path: Path) -> None:
     script = (
-        "import asyncio, os, sys; sys.path.insert(0, sys.argv[2])\n"
+        "import asyncio, os, sys\n"
         "from pathlib import Path\n"
-        "from analytics_kit import *\n"
+        "from tests.control.analytics.analytics_kit import *\n"
         "async def main(folder):\n"
         "    async with running(folder) as store:\n"
         "        for n in range(6):\n"
@@ -245,7 +244,7 @@ async def test_rows_lost_with_a_damaged_log_are_noticed(tmp_path: Path) -> None:
         "        os.kill(os.getpid(), 9)\n"
         "asyncio.run(main(Path(sys.argv[1])))\n"
     )
-    dying = await asyncio.create_subprocess_exec(sys.executable, "-c", script, str(tmp_path), str(HERE))
+    dying = await asyncio.create_subprocess_exec(sys.executable, "-c", script, str(tmp_path), cwd=ROOT)
     await dying.wait()
     log = tmp_path / "analytics.duckdb.wal"
     os.truncate(log, log.stat().st_size * 2 // 3)

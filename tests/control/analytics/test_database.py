@@ -10,22 +10,21 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from analytics_kit import NOON_US, SETTINGS, ids, line, load, opened, put, record
-from migration_case import make_old, migrate, state
 
 from fleetproxy.control.analytics import database, schema
 from fleetproxy.control.analytics.database import StoreError, judge, open_read_only, open_store
+from tests.control.analytics.analytics_kit import NOON_US, ROOT, SETTINGS, ids, line, load, opened, put, record
+from tests.control.analytics.migration_case import make_old, migrate, state
 
 FILE = "analytics.duckdb"
 #: Every statement in the nightly run, each fifth otherwise.
 STRIDE = 1 if "FLEETPROXY_FAULT_ROUNDS" in os.environ else 5
-HERE = Path(__file__).parent
 
 #: A file with 2 000 rows in its blocks and 20 more in its log, as a SIGKILL leaves it.
 _MAKE = """
 import os, sys; sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from analytics_kit import *
+from tests.control.analytics.analytics_kit import *
 folder = Path(sys.argv[1])
 ingest, connection = opened(folder)
 put(folder / "spool", (line(record(n)) for n in range(2000)), boot="b1")
@@ -41,7 +40,7 @@ os.kill(os.getpid(), 9)
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
-    done = subprocess.run([sys.executable, "-c", _MAKE, str(folder), str(HERE)], check=False)
+    done = subprocess.run([sys.executable, "-c", _MAKE, str(folder)], check=False, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
     return folder
 
@@ -220,8 +219,8 @@ def test_a_migration_killed_before_any_of_its_statements_is_finished_by_the_next
         old = duckdb.connect(str(folder / FILE))
         make_old(old)
         old.close()
-        words = [sys.executable, str(HERE / "migrate_child.py"), str(folder), str(statement)]
-        done = subprocess.run(words, check=False)
+        words = [sys.executable, "-m", "tests.control.analytics.migrate_child", str(folder), str(statement)]
+        done = subprocess.run(words, check=False, cwd=ROOT)
         connection = duckdb.connect(str(folder / FILE))
         migrate(connection)
         assert state(connection) == wanted

@@ -13,21 +13,21 @@ from pathlib import Path
 import duckdb
 import msgspec
 import pytest
-from analytics_kit import NOON_US, ids, line, load, opened, put, record
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetproxy.control.analytics import ingest as module
 from fleetproxy.core.record import AuditRecord
 from fleetproxy.link.spool import Spool, adopt_orphans
+from tests.control.analytics.analytics_kit import NOON_US, ROOT, ids, line, load, opened, put, record
 
-CHILD = Path(__file__).with_name("crash_child.py")
+CHILD = (sys.executable, "-m", "tests.control.analytics.crash_child")
 #: More in the nightly run.
 ROUNDS = int(os.environ.get("FLEETPROXY_FAULT_ROUNDS", "12"))
 
 
 def child(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, str(CHILD), str(folder), *words], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([*CHILD, str(folder), *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def finish(folder: Path) -> list[str]:
@@ -98,8 +98,8 @@ def test_exactly_once_when_killed_at_any_instant(tmp_path: Path) -> None:
 
 def test_a_killed_writer_loses_no_finished_line(tmp_path: Path) -> None:
     script = (
-        "import sys, os, signal; sys.path.insert(0, sys.argv[2])\n"
-        "from analytics_kit import line, record\n"
+        "import sys, os, signal\n"
+        "from tests.control.analytics.analytics_kit import line, record\n"
         "from fleetproxy.link.spool import Spool\n"
         "from pathlib import Path\n"
         "spool = Spool(Path(sys.argv[1]), 'requests', 'b', 'proxy-0')\n"
@@ -107,8 +107,8 @@ def test_a_killed_writer_loses_no_finished_line(tmp_path: Path) -> None:
         'os.write(spool._file, b\'{"request_id": "torn\')\n'
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    words = [sys.executable, "-c", script, str(tmp_path / "spool"), str(CHILD.parent)]
-    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    words = [sys.executable, "-c", script, str(tmp_path / "spool")]
+    assert subprocess.run(words, check=False, cwd=ROOT).returncode == -signal.SIGKILL
     ingest, connection = opened(tmp_path)
     load(ingest, connection)
     assert ids(connection) == [f"{n:032x}" for n in range(100)]

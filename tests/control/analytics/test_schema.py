@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from analytics_kit import NOON_US, line, load, opened, put, record
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetproxy.control.analytics import rows, schema
 from fleetproxy.control.analytics.dictionary import page
 from fleetproxy.core.record import Attempt, AuditRecord
+from tests.control.analytics.analytics_kit import NOON_US, line, load, opened, put, record
 
 ROWS: dict[str, type[msgspec.Struct]] = {"requests": AuditRecord, **{table: row for row, table in rows.TABLES.items()}}
 
