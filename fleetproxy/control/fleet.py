@@ -34,6 +34,10 @@ from fleetproxy.settings.servers import BadAddress, to_backend
 _log = log.get("control.fleet")
 
 
+#: A reload waits at most this long for the first answers of servers that are new.
+FIRST_LOOK_S = 1.0
+
+
 class Book(Protocol):
     """What the operational state keeps for the fleet: `control.services.Services`."""
 
@@ -46,7 +50,7 @@ class Pollster(Protocol):
     """`control.poller.Poller`."""
 
     async def sync(self, backends: Iterable[Backend]) -> None: ...
-    async def poll_all(self) -> None: ...
+    async def polled(self, names: Iterable[str]) -> None: ...
 
 
 class Counter(Protocol):
@@ -147,9 +151,25 @@ class LiveFleet:
         async with self._applying:
             entries = await self._book.server_entries()
             self._principals = await self._book.principals()
-            self._take_in(self._defined(entries))
+            defined = self._defined(entries)
+            fresh = [name for name, server in defined.items() if not self._knows(name, server)]
+            gone = {name: server for name, server in self._servers.items() if name not in defined}
+            if fresh and gone:
+                await self._see(gone | defined, fresh)
+            self._take_in(defined)
             self._changed()
             await self._poller.sync(server.backend for server in self._servers.values())
+
+    async def _see(self, servers: dict[str, _Server], fresh: Sequence[str]) -> None:
+        """Newcomers are looked at before others are sent away, so that there is always somebody to ask."""
+        assert self._poller is not None
+        self._take_in(servers)
+        await self._poller.sync(server.backend for server in self._servers.values())
+        try:
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await self._poller.polled(fresh)
+        except TimeoutError:
+            pass  # they do not answer; the others go all the same
 
     # --- what there is ---------------------------------------------------------------------------------------
 
@@ -316,6 +336,10 @@ class LiveFleet:
             waiting=self._board.waiting(backend.column),
             leaving=leaving,
         )
+
+    def _knows(self, name: str, server: _Server) -> bool:
+        known = self._servers.get(name)
+        return known is not None and same_place(known.backend, server.backend)
 
     def _busy(self, column: int) -> bool:
         return self._board.load(column) > 0 or self._board.waiting(column) > 0

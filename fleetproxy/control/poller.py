@@ -126,6 +126,11 @@ class Poller:
             waiting.append(self._past(watch, watch.begun + 1))
         await asyncio.gather(*waiting)
 
+    async def polled(self, names: Iterable[str]) -> None:
+        """Return when each of these servers has been polled once since it came."""
+        watches = [self._watches[name] for name in names if name in self._watches]
+        await asyncio.gather(*(self._past(watch, 1) for watch in watches))
+
     async def stop(self) -> None:
         """End every poll. No `found` is called after this returns."""
         self._stopped = True

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from fleetproxy.control import columns as columns_module
+from fleetproxy.control import fleet as fleet_module
 from fleetproxy.control.state import keys, servers, users
 from fleetproxy.core.backend import BackendState, ResidentModel
 from fleetproxy.errors import ConnectFailed
@@ -156,6 +157,26 @@ async def test_a_reload_keeps_what_is_known_of_unchanged_servers(tmp_path: Path)
         assert [event for event in world.events() if event[0] == "phi:latest"] == [("phi:latest", "loaded")] * 2
         assert len(world.servers.paths("a")) == 2 * asked
         assert world.servers.forgotten == ["B"]
+
+
+async def test_a_whole_fleet_is_replaced_without_a_moment_in_which_nobody_serves(tmp_path: Path) -> None:
+    async with living(tmp_path, {"a": OLLAMA, "B": OLLAMA}, A) as world:
+        moments: list[list[str]] = []
+        world.fleet._changed = lambda: moments.append(world.usable())
+        world.configure(B)
+        await world.fleet.reload()
+        assert moments[-1] == ["B"]
+        assert all(moments)
+
+
+async def test_a_reload_does_not_wait_for_a_newcomer_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "FIRST_LOOK_S", 0.01)
+    async with living(tmp_path, {"a": OLLAMA, "B": dict.fromkeys(OLLAMA, asyncio.Event())}, A) as world:
+        world.configure(B)
+        await world.fleet.reload()
+        assert [backend.name for backend, _ in world.fleet.backends()] == ["B"]
 
 
 async def test_a_server_that_moved_is_a_new_one_under_its_old_number(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import h2.config
@@ -316,6 +317,14 @@ async def test_tls_is_verified_by_name_and_authority(authority: trustme.CA, ca_f
             await ask(tls_ca_file=None)
         with pytest.raises(ConnectFailed, match="tls_ca_file"):
             await ask(tls_ca_file=ca_file + ".missing")
+
+
+async def test_an_expired_certificate_is_refused(authority: trustme.CA, ca_file: str) -> None:
+    expired = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1", not_after=datetime(2020, 1, 1, tzinfo=UTC)).configure_cert(expired)
+    async with HttpxClient() as client, answering(ok()).listening(expired) as server:
+        with pytest.raises(ConnectFailed, match="certificate has expired"):
+            await client.get(server.backend(scheme="https", tls_ca_file=ca_file), "/", 10.0)
 
 
 async def test_plain_text_on_a_tls_port_and_a_stalled_handshake(ca_file: str) -> None:
