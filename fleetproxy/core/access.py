@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import ipaddress
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -103,29 +104,33 @@ def networks(cidrs: tuple[str, ...]) -> tuple[Network, ...]:
 
 
 def trusted(address: str, proxies: tuple[Network, ...]) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    parsed = mapped or parsed
-    return any(parsed.version == network.version and parsed in network for network in proxies)
+    parsed = _parsed(address)
+    return parsed is not None and any(parsed.version == network.version and parsed in network for network in proxies)
 
 
 def client_address(peer: str, own: Own, proxies: tuple[Network, ...]) -> str:
     """The caller's address: X-Forwarded-For read from the right, as far as those who wrote it are trusted."""
-    if not trusted(peer, proxies):
+    peer = peer.removeprefix("::ffff:")
+    if not proxies or not trusted(peer, proxies):
         return peer
     address = peer
     for hop in reversed(own.get(b"x-forwarded-for", b"").split(b",")):
-        text = hop.strip().decode("latin-1")
-        try:
-            address = str(ipaddress.ip_address(text))
-        except ValueError:
+        parsed = _parsed(hop.strip().decode("latin-1"))
+        if parsed is None:
             return address
+        address = str(parsed)
         if not trusted(address, proxies):
             return address
     return address
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address, IPv4 also where it was written as IPv6; None for what is none."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, ipaddress.IPv6Address) else parsed
 
 
 # --- hosts (DNS rebinding) -----------------------------------------------------------------------------------------
@@ -223,6 +228,11 @@ def _matches(origin: str, pattern: str) -> bool:
     if pattern.endswith(":*"):
         base, _, port = origin.rpartition(":")
         return base == pattern[:-2] and port.isdigit()
-    if "://" not in pattern:
-        return any(fnmatch.fnmatchcase(origin, f"{scheme}://{pattern}") for scheme in ("http", "https"))
-    return fnmatch.fnmatchcase(origin, pattern)
+    patterns = (pattern,) if "://" in pattern else (f"http://{pattern}", f"https://{pattern}")
+    return any(_wildcard(one).fullmatch(origin) for one in patterns)
+
+
+@lru_cache(maxsize=256)
+def _wildcard(pattern: str) -> re.Pattern[str]:
+    """`*` stands for anything but a slash; all else for itself."""
+    return re.compile("[^/]*".join(map(re.escape, pattern.split("*"))))

@@ -96,9 +96,12 @@ def retry_after_s(value: bytes | None, wall_s: float) -> float | None:
     return _http_date_s(text, wall_s)
 
 
-_MONTHS = dict(
-    Jan=1, Feb=2, Mar=3, Apr=4, May=5, Jun=6, Jul=7, Aug=8, Sep=9, Oct=10, Nov=11, Dec=12
-)  # fmt: skip
+_MONTHS = {
+    name: number
+    for number, name in enumerate(
+        ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"), start=1
+    )
+}
 
 
 def _http_date_s(text: str, wall_s: float) -> float | None:

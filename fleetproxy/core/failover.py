@@ -68,25 +68,30 @@ def final(failures: Sequence[FleetError], model: str) -> FleetError:
 
 
 class RetryBudget:
-    """Retries stay below a share of requests plus a few, over a sliding window of whole seconds.
+    """Retries stay below a share of requests plus a few, counted over the last one to two windows.
 
-    Counts only; `now_s` is an argument. With `share` 0.2 and `extra` 3 a full outage costs at most 1.2 times the
-    requests, plus three, per window.
+    Counts only; `now_s` is an argument. With `share` 0.2 and `extra` 3 an outage of everything costs the backends at
+    most 1.2 times the requests, plus three. Requests that went well before it count too: when one server of many dies
+    with work on it, that work is done elsewhere.
     """
 
-    __slots__ = ("_began_s", "_requests", "_retries", "extra", "share", "window_s")
+    __slots__ = ("_before", "_began_s", "_requests", "_retries", "extra", "share", "window_s")
 
-    def __init__(self, share: float, extra: int = 3, window_s: float = 10.0) -> None:
+    def __init__(self, share: float, extra: int = 3, window_s: float = 30.0) -> None:
         self.share = share
         self.extra = extra
         self.window_s = window_s
         self._began_s = 0.0
         self._requests = 0
         self._retries = 0
+        #: Requests and retries of the window before this one.
+        self._before = (0, 0)
 
     def request(self, now_s: float) -> None:
         """A request came in."""
-        if now_s - self._began_s >= self.window_s:
+        age_s = now_s - self._began_s
+        if age_s >= self.window_s:
+            self._before = (self._requests, self._retries) if age_s < 2 * self.window_s else (0, 0)
             self._began_s = now_s
             self._requests = 0
             self._retries = 0
@@ -94,7 +99,8 @@ class RetryBudget:
 
     def retry(self) -> bool:
         """Take one retry out of the budget; False when it is used up."""
-        if self._retries >= self._requests * self.share + self.extra:
+        requests, retries = self._before
+        if retries + self._retries + 1 > (requests + self._requests) * self.share + self.extra:
             return False
         self._retries += 1
         return True
