@@ -77,7 +77,7 @@ class Plane:
         self.live: set[Exchange] = set()
         self.draining = False
         self._numbers = itertools.count(int.from_bytes(os.urandom(4)))
-        self._id_tail = os.urandom(4).hex()
+        self._id_tail = os.urandom(5).hex()
         self._good_hosts: set[bytes] = set()
         self._proxies = access.networks(snapshot.access.trusted_proxies)
 
@@ -162,11 +162,8 @@ class Plane:
     def request_id(self, wall_us: int) -> str:
         """A UUIDv7 (RFC 9562 section 5.7): milliseconds, then a counter and a random tail of this process."""
         number = next(self._numbers) & 0xFFFFFFFF
-        milliseconds = wall_us // 1000
-        return (
-            f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{number >> 20:03x}-"
-            f"8{number >> 8 & 0xFFF:03x}-{number & 0xFF:02x}{self._id_tail}00"
-        )
+        text = "%012x7%08x" % (wall_us // 1000, number)  # noqa: UP031 - half the cost of the same f-string
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-8{text[16:19]}-{text[19:]}{self._id_tail}"
 
     async def idle(self, deadline: float, stop: asyncio.Event) -> None:
         """Return when no exchange is under way, at `deadline` (this plane's clock), or when told to stop."""

@@ -36,6 +36,7 @@ from fleetproxy.proxy.line import Line
 from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.pump import Pump
 from fleetproxy.transport.base import Answer, Call, Headers, Upstream
+from fleetproxy.wire import report
 from fleetproxy.wire.headers import response_headers
 from fleetproxy.wire.peek import Peek, rewrite_model
 from fleetproxy.wire.tap import Tap
@@ -56,17 +57,19 @@ class Relay:
     async def relay(self, exchange: Exchange, operation: Operation, body: bytes, seen: Peek | None) -> None:
         """Serve one request whose body is at hand. Raises FleetError when nobody could serve it."""
         plane = self._plane
-        routes, counted = await self._routes(exchange, operation)
+        decision = self._decide(exchange, operation)
+        counted = isinstance(decision, Wait)
+        routes = (await self._stand(exchange, operation, decision),) if isinstance(decision, Wait) else decision.routes
         failures: list[FleetError] = []
         for position, route in enumerate(routes):
             last = position + 1 == len(routes)
             backend = exchange.snapshot.table.backends[route.backend].backend
             if not counted:
                 plane.board.add(backend.column, 1)
-            asked = body
-            if seen is not None and route.model and route.model != seen.model and renames(backend, operation, route):
-                asked = rewrite_model(body, route.model, seen)
             try:
+                asked = body
+                if seen is not None and route.model and renames(backend, operation, route):
+                    asked = rewrite_model(body, route.model, seen)
                 await self._attempt(exchange, operation, route, asked, failures, last=last)
                 return
             except BackendError as error:
@@ -89,14 +92,15 @@ class Relay:
         """Serve a request whose body goes through as it comes: one backend, no second try once a byte was sent."""
         plane, limits = self._plane, exchange.snapshot.limits
         exchange.operation = operation
-        routes, _ = await self._routes(exchange, operation)
-        backend = exchange.snapshot.table.backends[routes[0].backend].backend
+        decision = self._decide(exchange, operation)
+        route = await self._stand(exchange, operation, decision) if isinstance(decision, Wait) else decision.routes[0]
+        backend = exchange.snapshot.table.backends[route.backend].backend
         exchange.backend = backend
         plane.board.add(backend.column, 1)
         exchange.attempt_began = plane.clock()
         upstream: Upstream | None = None
         try:
-            call = self._call(exchange, routes[0], None)
+            call = self._call(exchange, route, None)
             upstream = await plane.transport(backend).open(backend, call, limits.connect_s)
             exchange.sent_at = plane.clock()
             answering = asyncio.ensure_future(upstream.answer())
@@ -147,28 +151,25 @@ class Relay:
 
     # --- choosing ------------------------------------------------------------------------------------------------
 
-    async def _routes(self, exchange: Exchange, operation: Operation) -> tuple[tuple[Route, ...], bool]:
-        """Routes in order of preference; True when a slot of the first is counted already (we stood in line)."""
+    def _decide(self, exchange: Exchange, operation: Operation) -> Candidates | Wait:
+        """Whom to ask, in order of preference. Raises what nobody can be asked for."""
         plane = self._plane
-        if plane.via in exchange.head.own.get(b"via", b""):
+        via = exchange.head.own.get(b"via")
+        if via is not None and plane.via in via:
             raise LoopDetected
         snapshot = exchange.snapshot
         decision = rank(snapshot.table, operation, plane.loads, plane.rng, pin_fallback=snapshot.access.pin_fallback)
-        match decision:
-            case Candidates():
-                exchange.route_reason = decision.reason
-                exchange.pin_ignored = decision.pin_ignored
-                return decision.routes, False
-            case Refuse():
-                raise decision.error
-            case Wait():
-                exchange.route_reason = decision.reason
-                line = Line(plane, exchange, operation)
-                column = await line.stand(decision.columns)
-                for route in decision.routes:
-                    if snapshot.table.backends[route.backend].backend.column == column:
-                        return (route,), True
-        raise AssertionError("the line granted a column nobody asked for")
+        if isinstance(decision, Refuse):
+            raise decision.error
+        exchange.route_reason = decision.reason
+        exchange.pin_ignored = decision.pin_ignored
+        return decision
+
+    async def _stand(self, exchange: Exchange, operation: Operation, wait: Wait) -> Route:
+        """Stand in line; the route whose slot was granted, counted already."""
+        backends = exchange.snapshot.table.backends
+        column = await Line(self._plane, exchange, operation).stand(wait.columns)
+        return next(route for route in wait.routes if backends[route.backend].backend.column == column)
 
     # --- one backend ---------------------------------------------------------------------------------------------
 
@@ -304,7 +305,6 @@ class Relay:
         exchange.status = status
         exchange.committed = True
         streamed = status == 200 and operation.stream
-        tap = exchange.tap = Tap(endpoint, streamed)
         clock_ms = (plane.clock() - exchange.started_at) * 1000
         identifier = exchange.request_id.encode()
         headers += self.explain_headers(exchange)
@@ -314,7 +314,7 @@ class Relay:
         send = exchange.send
         if answer.complete and not exchange.started_by_us and not (streamed and endpoint.marker_stream):
             body = upstream.take() if answer.body is None else answer.body
-            tap.see(body)
+            exchange.usage = report.of_body(body)
             exchange.first_byte_at = plane.clock()
             exchange.bytes_out = len(body)
             exchange.chunks_out = 1
@@ -326,6 +326,7 @@ class Relay:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body, "more_body": False})
             return
+        tap = exchange.tap = Tap(endpoint, streamed)
         if answer.content_length is not None and not exchange.started_by_us:
             headers.append((b"content-length", b"%d" % answer.content_length))
         if not exchange.started_by_us:

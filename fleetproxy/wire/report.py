@@ -13,6 +13,8 @@ from fleetproxy.core.usage import NOTHING, Usage
 MAX_TEXT_CHARACTERS = 512
 #: More tokens or milliseconds than this are a lie or a mistake.
 _MAX_COUNT = 2**53
+#: Bodies up to this are read whole; of longer ones the two ends.
+_WHOLE_BYTES = 64 * 1024
 #: Places looked at, from the end, for a report.
 _PLACES = 16
 
@@ -163,6 +165,12 @@ def first_reported(text: bytes) -> Usage:
     at = text.find(b'"usage"')
     said = read(data(_line_at(text, at))) if at >= 0 else None
     return usage(said) if said is not None else NOTHING
+
+
+def of_body(body: bytes) -> Usage:
+    """The usage of a whole body at hand: what a tap would have read in passing, for less."""
+    said = read(body) if len(body) <= _WHOLE_BYTES else None
+    return usage(said) if said is not None else over(last_usage(body[-_WHOLE_BYTES:]), last_usage(body[:4096]))
 
 
 def last_usage(torn: bytes) -> Usage:
