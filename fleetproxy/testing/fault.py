@@ -258,19 +258,22 @@ class FaultUpstream:
             self._listener.close()
             self._listener = None
 
+    async def vanish(self) -> None:
+        """Close the port and every connection, kept ones too: the machine is gone until `listen`."""
+        await self.refuse()
+        await self.hang_up()
+
     @contextlib.asynccontextmanager
     async def deaf(self) -> AsyncIterator[None]:
         """For the length of the block, connections to the port never complete."""
-        await self.refuse()
-        await self.hang_up()
+        await self.vanish()
         with deaf(self.host, self.port):
             yield
         self.listen()
 
     async def close(self) -> None:
-        """Close the port and break off every connection."""
-        await self.refuse()
-        await self.hang_up()
+        """The end."""
+        await self.vanish()
 
     async def hang_up(self) -> None:
         """Break off every open connection, keep the port."""

@@ -149,12 +149,12 @@ class Service(Spawned):
         """Poll the fleet, and wait until one of its lists has (or no longer has) this model."""
         self.admin("POST", "/api/poll")
 
-        def has() -> bool:
-            value = json.loads(self.fetch("GET", path)[2])
-            entries = value.get("models", value.get("data", []))
-            return any(name in {entry.get("name"), entry.get("id")} for entry in entries)
+        until(lambda: (name in self.names(path)) == present, within_s, f"{name} {'on' if present else 'off'} {path}")
 
-        until(lambda: has() == present, within_s, f"{name} {'on' if present else 'off'} {path}")
+    def names(self, path: str = "/api/tags") -> set[str]:
+        """The models of one of the fleet's lists."""
+        value = json.loads(self.fetch("GET", path)[2])
+        return {entry.get("name") or entry.get("id") for entry in value.get("models", value.get("data", []))}
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Rows of the request history, by SQL."""

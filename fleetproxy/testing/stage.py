@@ -133,9 +133,20 @@ class Stage:
         await asyncio.to_thread(until, self._online, 15.0, "every server online")
 
     def _online(self) -> bool:
+        """Control sees every server, and the proxies answer from a table that has all their models."""
+        listening = [upstream for upstream in self.upstreams.values() if upstream.listening]
+        models = {name for upstream in listening for name in upstream.models}
+        resident = {name for upstream in listening for name in upstream.resident}
+        service = self.service
         with contextlib.suppress(OSError, AssertionError):
-            self.service.admin("POST", "/api/poll")
-            return all(server["isOnline"] for server in self.service.admin("GET", "/api/servers"))
+            service.admin("POST", "/api/poll")
+            if not all(server["isOnline"] for server in service.admin("GET", "/api/servers")):
+                return False
+            # Any of the processes may answer: ask often enough to meet them all.
+            return all(
+                models <= service.names("/v1/models") and resident <= service.names("/api/ps")
+                for _ in range(4 * len(service.pids()))
+            )
         return False
 
     # --- asking -------------------------------------------------------------------------------------------------
@@ -178,6 +189,17 @@ class Stage:
             await client.send(request(method, path))
             return await client.answer(method=method, within_s=within_s)
 
+    async def arrived(self, name: str, count: int) -> None:
+        """Wait until an upstream has so many whole requests."""
+        found = self[name].requests
+        await eventually(lambda: sum(seen.body_complete for seen in found) >= count, what=f"{count} requests at {name}")
+
+    async def closed(self, name: str, number: int, *, within_s: float = 1.0) -> float:
+        """Wait until the peer of an upstream's request (counted from 0) has closed; `time.monotonic()` of that."""
+        seen = self[name].requests[number]
+        await eventually(lambda: seen.closed_s is not None, within_s, f"request {number} of {name} closed")
+        return seen.closed_s or 0.0
+
     def seen(self) -> int:
         """Requests that reached any upstream."""
         return sum(len(upstream.requests) for upstream in self.upstreams.values())
@@ -203,7 +225,7 @@ class Stage:
 
     async def attempts(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The attempts of one request, in order."""
-        sql = f"select * from attempts where request_id = '{record['request_id']}' order by attempt"  # noqa: S608
+        sql = f"select * from attempts where request_id = '{record['request_id']}' order by n"  # noqa: S608
         return await asyncio.to_thread(self.service.rows, sql)
 
     @property

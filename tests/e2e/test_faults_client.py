@@ -10,13 +10,13 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-from fault_cases import rounds
 
 from fleetproxy.testing.fault import FaultUpstream
 from fleetproxy.testing.processes import memory_bytes
 from fleetproxy.testing.raw import Answer, chunked, connect, request
 from fleetproxy.testing.script import NDJSON_HEAD, Firehose, Keep, Rst, Send, Sleep, Stall, chunk, response
 from fleetproxy.testing.stage import Stage, eventually
+from tests.e2e.fault_cases import rounds
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 OpenStage = Callable[..., Awaitable[Stage]]
@@ -325,16 +325,14 @@ async def test_c22_a_slow_body_ends(stage: Stage) -> None:
 
 async def _leave(stage: Stage, number: int, how: str, opening: bool) -> float:
     """Seconds from a client's leaving to the upstream's close."""
-    client = await stage.connect()
-    await client.send(stage.request("/api/chat", CHAT))
-    await eventually(lambda: len(stage["a"].requests) > number and stage["a"].requests[number].body_complete)
-    if opening:
-        await client.until(LINE)
-    left_s = time.monotonic()
-    getattr(client, how)()
-    seen = stage["a"].requests[number]
-    await eventually(lambda: seen.closed_s is not None, 1.0, "upstream closed")
-    return (seen.closed_s or 0) - left_s
+    async with await stage.connect() as client:
+        await client.send(stage.request("/api/chat", CHAT))
+        await stage.arrived("a", number + 1)
+        if opening:
+            await client.until(LINE)
+        left_s = time.monotonic()
+        getattr(client, how)()
+        return await stage.closed("a", number) - left_s
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])

@@ -16,12 +16,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from fault_cases import rounds
 
 from fleetproxy.testing.processes import cpu_s
 from fleetproxy.testing.raw import Answer, RawClient, request
 from fleetproxy.testing.script import LAST_CHUNK, NDJSON_HEAD, Keep, Send, Sleep, Stall, chunk, response
 from fleetproxy.testing.stage import Stage, eventually
+from tests.e2e.fault_cases import rounds
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 OpenStage = Callable[..., Awaitable[Stage]]
@@ -275,12 +275,14 @@ async def test_p10_out_of_memory_is_survived(open_stage: OpenStage) -> None:
 
 async def test_every_first_order_case_has_its_test() -> None:
     """The table of cases is the index of these files: nothing of the first order is missing, nothing is misnamed."""
-    import test_faults_client
-    import test_faults_json
-    import test_faults_process
-    import test_faults_streaming
-    import test_faults_upstream
-    from fault_cases import FIRST_ORDER
+    from tests.e2e import (
+        test_faults_client,
+        test_faults_json,
+        test_faults_process,
+        test_faults_streaming,
+        test_faults_upstream,
+    )
+    from tests.e2e.fault_cases import FIRST_ORDER
 
     here = {
         "U": test_faults_upstream,

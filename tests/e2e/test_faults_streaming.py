@@ -7,7 +7,6 @@ import random
 from collections.abc import Awaitable, Callable
 
 import pytest
-from fault_cases import rounds
 
 from fleetproxy.link.board import Board
 from fleetproxy.testing.fault import FaultUpstream
@@ -15,6 +14,7 @@ from fleetproxy.testing.raw import request
 from fleetproxy.testing.script import LAST_CHUNK, NDJSON_HEAD, Firehose, Keep, Rst, Send, Sleep, Stall, chunk
 from fleetproxy.testing.service import ADMIN_KEY
 from fleetproxy.testing.stage import Stage, eventually
+from tests.e2e.fault_cases import rounds
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 OpenStage = Callable[..., Awaitable[Stage]]

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
-from fault_cases import rounds
 
 from fleetproxy.testing.raw import connect, request
 from fleetproxy.testing.service import Service
 from fleetproxy.testing.spawned import FakeProcess, until
+from tests.e2e.fault_cases import rounds
 
 MakeFake = Callable[..., FakeProcess]
 MakeService = Callable[..., Service]
