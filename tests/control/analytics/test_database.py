@@ -22,7 +22,7 @@ STRIDE = 1 if "FLEETPROXY_FAULT_ROUNDS" in os.environ else 5
 
 #: A file with 2 000 rows in its blocks and 20 more in its log, as a SIGKILL leaves it.
 _MAKE = """
-import os, sys; sys.path.insert(0, sys.argv[2])
+import os, sys
 from pathlib import Path
 from tests.control.analytics.analytics_kit import *
 folder = Path(sys.argv[1])
