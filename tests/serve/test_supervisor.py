@@ -18,8 +18,7 @@ from fleetproxy.children import Child, product_command
 from fleetproxy.folders import running
 from fleetproxy.link.board import Board
 from fleetproxy.settings import Queue, Settings, Timeouts
-
-from .conftest import Start, alive, until
+from tests.serve.supervised import Start, alive, until
 
 
 def test_one_line_with_the_address_when_everything_answers(start: Start) -> None:
