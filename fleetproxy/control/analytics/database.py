@@ -122,12 +122,15 @@ def open_read_only(path: Path, settings: Analytics) -> duckdb.DuckDBPyConnection
     """The file of a fleetproxy that does not run, for reading. Raises StoreError."""
     if not path.exists():
         raise StoreError("unusable", f"there is no analytics file at {path} yet: nothing has been recorded")
+    connection = None
     try:
         _check_header(path)
         connection = duckdb.connect(str(path), read_only=True, config=_config(path, settings))
         _check_version(connection)
         harden(connection, None)
     except (duckdb.Error, OSError, StoreError) as error:
+        if connection is not None:
+            connection.close()
         trouble = judge(error)
         raise StoreError(trouble, advice(trouble, path, error)) from None
     return connection

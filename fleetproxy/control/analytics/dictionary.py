@@ -1,11 +1,6 @@
-"""The reference page of the store's tables, made from `schema.py`.
-
-    python -m fleetproxy.control.analytics.dictionary > docs/reference/tables.md
-"""
+"""The reference page of the store's tables, made from `schema.py`; `docs/generate.py` writes it."""
 
 from __future__ import annotations
-
-import sys
 
 from fleetproxy.control.analytics import schema
 
@@ -33,7 +28,3 @@ def page() -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())
