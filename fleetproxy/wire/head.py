@@ -23,7 +23,10 @@ NOT_FORWARDED = frozenset(
         b"te",
         b"trailer",
         b"upgrade",
+        b"http2-settings",
         b"expect",
+        # Compressed answers would hide their usage from the tap, and nothing gained is worth a buffered stream.
+        b"accept-encoding",
         b"authorization",
         b"x-api-key",
         b"x-ollama-api-key",
@@ -59,7 +62,7 @@ _ALIASES = frozenset(name.replace(b"-", b"_") for name in NOT_FORWARDED if b"-" 
 
 
 class Head:
-    """`own` holds the picked headers (first value of each); `lines` the forwarded ones as `name: value\\r\\n` joined."""
+    """`own` holds the picked headers (first value of each), `lines` the forwarded ones, each with its line end."""
 
     __slots__ = ("lines", "own")
 
