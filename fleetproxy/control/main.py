@@ -128,7 +128,7 @@ class Control:
         )
         self.visitors = Visitors()
         self.visitors_known = asyncio.Event()
-        self.metrics = Metrics(board=self.board)
+        self.metrics = Metrics(process.settings.metrics.max_series, board=self.board)
         self.store = Store(
             data / "analytics.duckdb",
             data / "spool",
