@@ -122,7 +122,7 @@ class Child:
             return f"killed by {_signal_name(-code)}"
         try:
             return (runtime / f"{self.name}.failed").read_text() or f"exit code {code}"
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return f"exit code {code}"
 
 

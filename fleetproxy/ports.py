@@ -65,10 +65,7 @@ def holder(port: int) -> str | None:
     if not inodes:
         return None
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            target = str(descriptor.readlink())
-        except OSError:
-            continue
+        target = _link(descriptor)
         if target.startswith("socket:[") and target[8:-1] in inodes:
             pid = descriptor.parts[2]
             return f"{_command(pid)} (process {pid})"
@@ -149,13 +146,17 @@ def listens(pid: int, port: int) -> bool:
     inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     if not inodes:
         return False
-    for descriptor in folder.iterdir():
-        try:
-            if str(descriptor.readlink()) in inodes:
-                return True
-        except OSError:
-            continue
-    return False
+    try:
+        return any(_link(descriptor) in inodes for descriptor in folder.iterdir())
+    except OSError:  # it has just ended
+        return False
+
+
+def _link(descriptor: Path) -> str:
+    try:
+        return str(descriptor.readlink())
+    except OSError:
+        return ""
 
 
 def _command(pid: str) -> str:

@@ -6,7 +6,8 @@ start with a sentence; after that a child is replaced for ever.
 
     SIGTERM, SIGINT   drain: proxies (503 for new work, open requests to their end), then the hub, then control
     the same again    leave now
-    SIGHUP            read the configuration again; a bad one is reported and the old one stays
+    SIGHUP            read the configuration again; a bad one is reported and the old one stays. When the terminal it
+                      was started on is gone: drain
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Supervisor:
         self._stops_asked = 0
         self._reload_asked = False
         self._watchdog_s = watchdog_s()
+        self._on_terminal = os.isatty(0)
         self._report = Report(os.getpid(), secrets.token_hex(4), time.time(), {})
 
     # --- one life, from top to bottom ---
@@ -105,7 +107,11 @@ class Supervisor:
             self._listen_to_signals()
             await self._start()
             while not self._stops_asked:
-                await self._step()
+                try:
+                    await self._step()
+                except Exception:  # whatever it was, the children live on, and so does who looks after them
+                    logger.exception("a step of the supervisor failed")
+                    await self._sleep(1.0)
         except StartFailed:
             self._stops_asked = 2  # nobody was promised anything yet
             raise
@@ -180,6 +186,10 @@ class Supervisor:
         self._wake.set()
 
     def _on_hangup(self) -> None:
+        """SIGHUP: a reload; or the terminal we were started on was closed, and whoever started us with it."""
+        if self._on_terminal and not os.isatty(0):
+            self._on_stop()
+            return
         self._reload_asked = True
         self._wake.set()
 

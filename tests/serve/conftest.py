@@ -22,6 +22,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         settings: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
         open_files: int | None = None,
+        on_terminal: bool = False,
         **behave: str,
     ) -> Fleetproxy:
         chosen: dict[str, Any] = {
@@ -31,7 +32,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "timeouts": Timeouts(drain_s=PATIENCE_S),
             **(settings or {}),
         }
-        started.append(Fleetproxy(Settings(**chosen), environment, open_files, behave))
+        started.append(Fleetproxy(Settings(**chosen), environment, open_files, on_terminal, behave))
         return started[-1]
 
     yield begin
@@ -45,3 +46,4 @@ def start(tmp_path: Path) -> Iterator[Start]:
         finally:
             one.popen.kill()
             one.popen.wait()
+            one.close_terminal()

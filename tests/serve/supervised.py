@@ -36,7 +36,12 @@ class Fleetproxy:
     """A supervisor as its user sees it: a process, its output, its folders."""
 
     def __init__(
-        self, settings: Settings, environment: dict[str, str] | None, open_files: int | None, behave: dict[str, str]
+        self,
+        settings: Settings,
+        environment: dict[str, str] | None,
+        open_files: int | None,
+        on_terminal: bool,
+        behave: dict[str, str],
     ) -> None:
         assert settings.data_dir is not None
         self.data = Path(settings.data_dir)
@@ -46,13 +51,24 @@ class Fleetproxy:
         self.settings = settings
         self.out, self.err = self.data / "out", self.data / "err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
+            self._terminal, theirs = os.openpty() if on_terminal else (-1, os.open(os.devnull, os.O_RDONLY))
+            #: A session of its own with that terminal, as a login shell would give it.
+            session = ["setsid", "--ctty"] if on_terminal else []
             limit = ["prlimit", f"--nofile={open_files}"] if open_files else []
             self.popen = subprocess.Popen(
-                [*limit, sys.executable, HERE / "supervisor.py", msgspec.json.encode(settings), self.fresh],
+                [*session, *limit, sys.executable, HERE / "supervisor.py", msgspec.json.encode(settings), self.fresh],
+                stdin=theirs,
                 stdout=out,
                 stderr=err,
                 env={**os.environ, **(environment or {})},
             )
+
+        os.close(theirs)
+
+    def close_terminal(self) -> None:
+        if self._terminal >= 0:
+            os.close(self._terminal)
+            self._terminal = -1
 
     @property
     def said(self) -> str:

@@ -295,3 +295,14 @@ def test_children_import_nothing_from_the_folder_of_the_start(tmp_path: Path) ->
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert "not ours" not in done.stderr
     assert "settings.json" in done.stderr, "it came as far as its own settings"
+
+
+def test_a_closed_terminal_means_stop_while_a_hangup_with_an_open_one_means_reload(start: Start) -> None:
+    one = start(on_terminal=True).ready()
+    one.fresh.write_bytes(msgspec.json.encode(one.settings))
+    one.signal(signal.SIGHUP)
+    until(lambda: "configuration reloaded" in one.complaints)
+    one.finish()
+    one.close_terminal()
+    assert one.leave() == 0
+    assert one.did("left") == ["proxy-0", "hub", "control"]
