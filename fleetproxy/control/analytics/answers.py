@@ -76,7 +76,7 @@ def json_value(value: Any) -> Any:
 def as_csv(answer: Answer) -> str:
     """Comma-separated, with a header. Text that a spreadsheet would run as a formula gets a `'` in front."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out)
     writer.writerow([_harmless(name) for name in answer.columns])
     writer.writerows([[_harmless(cell) for cell in row] for row in answer.rows])
     return out.getvalue()

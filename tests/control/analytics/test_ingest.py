@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetproxy.control.analytics import ingest as module
@@ -161,6 +161,7 @@ GARBAGE = [
 noise = st.binary(max_size=200).map(lambda b: b.replace(b"\n", b""))
 
 
+@settings(max_examples=30)
 @given(st.lists(st.none() | st.integers(0, len(GARBAGE) - 1) | noise, max_size=8))
 def test_a_line_that_is_no_row_costs_that_line_alone(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes | int | None]

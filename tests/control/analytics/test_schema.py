@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetproxy.control.analytics import rows, schema
@@ -126,6 +126,7 @@ records = st.builds(
 )
 
 
+@settings(max_examples=30)
 @given(st.lists(records, min_size=1, max_size=8))
 def test_every_value_of_a_record_comes_out_of_its_column(
     tmp_path_factory: pytest.TempPathFactory, given_: list[AuditRecord]
