@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
         "_chunked_out",
         "_content_length",
         "_drain",
+        "_eof",
         "_error",
         "_head_bytes",
         "_head_only",
@@ -78,6 +79,7 @@ class Connection(asyncio.Protocol):
         self.reused = False
         self.idle_since = 0.0
         self._error: Exception | None = None
+        self._eof = False
         self._drain: asyncio.Future[None] | None = None
         self._reset()
 
@@ -271,6 +273,8 @@ class Connection(asyncio.Protocol):
                 self.pause()
 
     def eof_received(self) -> bool:
+        # Over TLS this is the peer's close_notify; a connection cut off below TLS ends without it.
+        self._eof = True
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -284,7 +288,7 @@ class Connection(asyncio.Protocol):
             return
         answer = self._answer
         if self._status_ready and answer is not None:
-            if exc is None and not self._chunked and answer.content_length is None:
+            if exc is None and self._eof and not self._chunked and answer.content_length is None:
                 self._whole = True  # the close is the end (RFC 9112 section 6.3, case 8)
                 sink, self._sink = self._sink, None
                 if sink is not None:
