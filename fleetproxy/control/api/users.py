@@ -72,6 +72,7 @@ async def create_user(request: FleetRequest) -> dict[str, Any]:
     refuse_unfit(asked.username, asked.password)
     password_hash = await services.hasher.hash(asked.password)
     user = await services.store.write(users.create, asked.username, password_hash, asked.is_admin, services.now())
+    services.claim()
     _log.info("%s made user %s (administrator: %s)", request.user.name, user.username, user.is_admin)
     return _shown(user)
 
