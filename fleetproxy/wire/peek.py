@@ -126,14 +126,6 @@ def peek(body: bytes, keys: tuple[str, ...] = MODEL_OR_NAME) -> Peek:
     return Peek(model or None, stream, key, fields)
 
 
-def peek_if_json(body: bytes, keys: tuple[str, ...] = MODEL_OR_NAME) -> Peek | None:
-    """The peek of a body that need not be JSON; None where it is not an object we can read. Never raises."""
-    try:
-        return peek(body, keys)
-    except (BadJson, MissingBody):
-        return None
-
-
 def rewrite_model(body: bytes, model: str, seen: Peek | None = None) -> bytes:
     """The body with another model name; every other byte as it was. `seen` is this body's peek, where it is at hand."""
     seen = seen or peek(body)
