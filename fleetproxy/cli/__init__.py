@@ -13,7 +13,12 @@ import sys
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "Run the proxy, its dashboard and its store"),
     "demo": ("demo", "Run it with a made-up fleet and traffic, to look around"),
+    "worker": ("worker", "Dial in to a fleetproxy with the backend beside this machine"),
     "query": ("query", "Ask the request history in SQL"),
+    "users": ("users", "List, add and remove the users of the dashboard"),
+    "keys": ("keys", "List, make and revoke API keys"),
+    "backup": ("backup", "Copy users, keys, servers and jobs to a file"),
+    "restore": ("restore", "Put such a copy back"),
     "config": ("config", "Check or show the configuration, print its schema"),
     "health": ("health", "Ask a running fleetproxy whether it is well (for containers)"),
     "version": ("version", "Print the version"),

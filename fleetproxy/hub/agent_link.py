@@ -15,8 +15,6 @@ from fleetproxy.wire.frames import Decoder, Frame
 BUSY_UNSENT_BYTES = 1024 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 
-SUBPROTOCOL = "fleetproxy.v1"
-
 
 class Ears(Protocol):
     """Who listens to what a worker says of itself."""

@@ -6,11 +6,11 @@ import asyncio
 from collections import Counter, OrderedDict
 
 from fleetproxy.core import access, backoff, dialin
-from fleetproxy.hub.agent_link import SUBPROTOCOL
 from fleetproxy.hub.session import Session, Sessions
 from fleetproxy.hub.sockets import Admission, Guest, Refusal, Socket
 from fleetproxy.settings import Settings
 from fleetproxy.wire import payloads
+from fleetproxy.wire.frames import SUBPROTOCOL
 
 #: Sockets at once, and of them such that have not registered.
 MAX_SOCKETS, MAX_STRANGERS = 2560, 512

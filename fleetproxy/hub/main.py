@@ -21,6 +21,7 @@ from fleetproxy.link.client import LinkClient
 from fleetproxy.link.messages import Count, Hello, Pulse, WorkersPulse, WorkersSeen
 from fleetproxy.process import Process
 from fleetproxy.settings import Settings
+from fleetproxy.settings.servers import parse_listen
 from fleetproxy.wire import frames, payloads
 
 #: Control hears of every worker's heartbeat this often.
@@ -121,7 +122,7 @@ async def main(process: Process) -> None:
     servers = [await hub.proxies.listen(path)]
     address = process.settings.hub.listen
     if address is not None:
-        host, port = split_address(address)
+        host, port = parse_listen(address, process.settings.host)
         servers.append(await sockets.listen(hub.door, host, port, _tls(process.settings)))
     log.get("hub").info("hub ready")
     try:
@@ -164,12 +165,6 @@ def _pulse(connected: Connected) -> Pulse:
         processed=connected.processed,
         failed=connected.failed,
     )
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """host and port of "host:port", "[v6]:port" or ":port" (all addresses)."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - what ":port" means, and what the operator wrote
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -252,7 +252,7 @@ class Tunnels:
                 key = "text" if isinstance(message, str) else "bytes"
                 await send({"type": "websocket.send", key: message})
         finally:
-            left = reading.done() and not reading.cancelled() and reading.result()
+            left = reading.done() and (reading.exception() is not None or reading.result())
             # A close waits for a `receive` that is under way: that one has to go first.
             reading.cancel()
             await asyncio.wait({reading})

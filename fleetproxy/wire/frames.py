@@ -23,6 +23,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+#: The WebSocket subprotocol of our own agents: each binary message is one or more whole frames.
+SUBPROTOCOL = "fleetproxy.v1"
 #: A payload may not be longer than this, whatever the connection.
 MAX_PAYLOAD_BYTES = 1024 * 1024
 #: DATA bytes a stream may send before the first WINDOW, each way.

@@ -1,0 +1,54 @@
+"""`fleetproxy worker llm|asr`"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from fleetproxy.cli import BAD_CONFIG, USAGE
+from fleetproxy.cli.options import parser
+from fleetproxy.worker.options import BadOption, Family, resolve, variables
+
+_EXAMPLES = """\
+  fleetproxy worker llm --server-url wss://fleet.example --client-key "$KEY"
+  fleetproxy worker llm --server-url ws://10.0.0.9:11434 --base-url http://127.0.0.1:8000/v1
+  fleetproxy worker asr --server-url wss://fleet.example --base-url http://127.0.0.1:5002/v1"""
+
+_SAYS = """\
+Put a backend behind a NAT into a fleet: dial in to a fleetproxy (or an nfrx server), and
+serve what it sends from the backend beside this worker. SIGTERM finishes what runs, then
+leaves; a second one leaves at once. Options beat the environment, which beats --config."""
+
+_FAMILIES: tuple[Family, ...] = ("llm", "asr")
+
+
+def run(words: list[str]) -> int:
+    if not words or words[0] not in _FAMILIES:
+        if words and words[0] in {"-h", "--help"}:
+            words = ["llm", "--help"]
+        else:
+            sys.stderr.write("fleetproxy worker: wants llm or asr; see `fleetproxy worker --help`\n")
+            return USAGE
+    family: Family = "asr" if words[0] == "asr" else "llm"
+    options = parser(f"worker {family}", examples=_EXAMPLES, says=_SAYS)
+    options.add_argument("--config", metavar="FILE", help="TOML file with these options [CONFIG_FILE]")
+    for variable in variables(family):
+        names = ", ".join(variable.environment)
+        flags = (variable.flag, "-r") if variable.field == "reconnect" else (variable.flag,)
+        if variable.field == "reconnect":
+            options.add_argument(
+                *flags, dest=variable.field, nargs="?", const="true", metavar="BOOL", help=f"{variable.doc} [{names}]"
+            )
+        else:
+            options.add_argument(
+                *flags, dest=variable.field, metavar=variable.metavar, help=f"{variable.doc} [{names}]"
+            )
+    asked = {field: value for field, value in vars(options.parse_args(words[1:])).items() if value is not None}
+    try:
+        resolved = resolve(family, asked, os.environ)
+    except BadOption as error:
+        sys.stderr.write(f"fleetproxy worker: {error}\n")
+        return BAD_CONFIG
+    from fleetproxy.worker.main import run as work  # noqa: PLC0415  (help needs none of it)
+
+    return work(resolved)
