@@ -128,7 +128,7 @@ class Linked:
         if key not in self._admitted:
             if len(self._admitted) >= 4 * NAMES:
                 self._overflow.count += 1
-                return None
+                return self._fold(kind, name)
             self._admitted[key] = self._admit(kind, name)
         found = self._admitted[key]
         if found is None:
@@ -155,6 +155,14 @@ class Linked:
             if not self._room(family, own):
                 return None
         return family, own
+
+    def _fold(self, kind: Kind, name: str) -> _Series | None:
+        """Where a name is counted that came after too many others: a listed family loses no count."""
+        family = LINKED.get(_read(name)[0])
+        if family is None or family.kind != kind:
+            return None
+        own: Labels = (OTHER,) if family.labels and kind == "counter" else ()
+        return (family, own) if kind == "gauge" or self._room(family, own) else None
 
     def _room(self, family: Family, labels: Labels, keep: int = 0) -> bool:
         """Whether a series may be shown; first come, first served. Unlisted families share one allowance."""
