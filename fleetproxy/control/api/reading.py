@@ -22,13 +22,16 @@ MAX_BODY_BYTES = 256 * 1024
 MAX_DEPTH = 64
 #: Ten years.
 MAX_HOURS = 87_600
-_INTEGER = re.compile(r"\s*([+-]?\d{1,15})", re.ASCII)
+_INTEGER = re.compile(r"\s*([+-]?)0*(\d{1,18})(\d*)", re.ASCII)
 
 
 def integer(text: str | None) -> int | None:
-    """The integer a text begins with ("12abc" is 12, "1.9" is 1); None when it begins with none."""
+    """The integer a text begins with ("12abc" is 12, "1.9" is 1); None when it begins with none. Huge ones are 10^18."""
     found = _INTEGER.match(text or "")
-    return int(found[1]) if found else None
+    if found is None:
+        return None
+    size = 10**18 if found[3] else int(found[2])
+    return -size if found[1] == "-" else size
 
 
 def hours(request: Request[Any, Any, Any], default: int, at_most: int = MAX_HOURS) -> int:
