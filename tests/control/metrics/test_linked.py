@@ -118,6 +118,7 @@ def test_causes_names_and_processes_are_capped() -> None:
     counters, gauges = metrics.counters(), metrics.gauges()
     retries = by_name(counters)["fleetproxy_retries_total"]
     assert len(retries) <= 16
-    assert retries[(OTHER,)] == PROCESSES - 15
+    assert sum(retries.values()) == PROCESSES
+    assert retries[(OTHER,)] > 0
     assert sum(map(len, counters.values())) <= 16 + 40
     assert sum(map(len, gauges.values())) <= 40
