@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,8 @@ from fleetproxy.core.fleet import (
     compile_table,
 )
 from fleetproxy.core.names import canonical
+from fleetproxy.core.operation import Endpoint, Operation
+from fleetproxy.core.selection import Refuse, rank, routes_of
 from fleetproxy.core.table import ON_DISK, RESIDENT, Route, RoutingTable
 
 NAMES = ("a", "b", "c")
@@ -345,6 +349,22 @@ def test_of_two_servers_with_one_name_the_first_is_pinned() -> None:
     assert compile_table(Fleet(backends=(backend("A"), backend("a"))), {}).pins == {"a": 0}
 
 
+class NoLoads:
+    """Nobody is at work."""
+
+    def load(self, column: int) -> int:
+        return 0
+
+    def waiting(self, column: int) -> int:
+        return 0
+
+    def tripped(self, column: int) -> bool:
+        return False
+
+
+V1_CHAT = Endpoint(name="x", methods=("POST",), path="/v1/chat/completions", dialect="openai", generates=True)
+
+
 class FleetHistory(RuleBasedStateMachine):
     """Members come and go, polls come in late and twice; the table always fits the fleet."""
 
@@ -377,6 +397,20 @@ class FleetHistory(RuleBasedStateMachine):
         table = compile_table(self.fleet, {})
         for _, routes in all_routes(table):
             assert all(table.backends[route.backend].usable for route in routes)
+
+    @invariant()
+    def whatever_a_usable_server_lists_is_served_by_one_that_lists_it(self) -> None:
+        table = compile_table(self.fleet, {"alias": "phi"})
+        for asked in ("phi", "Phi:latest", "llama2:7b", "alias", "nobody"):
+            operation = Operation(endpoint=V1_CHAT, model=asked, canonical=canonical(asked))
+            decision = rank(table, operation, NoLoads(), Random(1))
+            listed = {route.backend for route in routes_of(table, operation)}
+            if isinstance(decision, Refuse):
+                assert not listed
+                assert not any(routed.usable for routed in table.backends) or asked != "nobody"
+            else:
+                assert {route.backend for route in decision.routes} == listed or not listed
+                assert all(table.backends[route.backend].usable for route in decision.routes)
 
 
 TestFleetHistory = FleetHistory.TestCase
