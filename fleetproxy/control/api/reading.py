@@ -26,7 +26,7 @@ _INTEGER = re.compile(r"\s*([+-]?)0*(\d{1,18})(\d*)", re.ASCII)
 
 
 def integer(text: str | None) -> int | None:
-    """The integer a text begins with ("12abc" is 12, "1.9" is 1); None when it begins with none. Huge ones are 10^18."""
+    """The integer a text begins with ("12abc" is 12, "1.9" is 1), at most 10^18; None when it begins with none."""
     found = _INTEGER.match(text or "")
     if found is None:
         return None
