@@ -32,7 +32,9 @@ from fleetproxy.settings import Analytics
 
 _log = log.get("store")
 
-Trouble = Literal["disk", "locked", "newer", "damaged", "damaged_wal", "unusable", "invalidated", "memory", "failed"]
+Trouble = Literal[
+    "starting", "disk", "locked", "newer", "damaged", "damaged_wal", "unusable", "invalidated", "memory", "failed",
+]  # fmt: skip
 
 #: What DuckDB's messages mean for us; pinned by tests, for the messages are all there is to go by.
 _MESSAGES: tuple[tuple[str, Trouble], ...] = (
@@ -241,6 +243,7 @@ def _stamp(kept: Path, path: Path) -> str:
 
 
 _ADVICE: dict[Trouble, str] = {
+    "starting": "it is being opened; try again shortly",
     "disk": "the disk is full or failing; free some space, recording resumes by itself",
     "locked": "another process holds it; end that one, recording resumes by itself",
     "newer": "it was written by a newer version; update fleetproxy, or choose another data folder",
@@ -249,7 +252,13 @@ _ADVICE: dict[Trouble, str] = {
 }
 
 
+def told_to_callers(trouble: Trouble) -> str:
+    """Why questions are not answered, without names of files."""
+    return f"The request history cannot be read now: {_ADVICE.get(trouble, 'its file cannot be used; see the log')}"
+
+
 def advice(trouble: Trouble, path: Path, error: BaseException) -> str:
+    """The sentence for the operator."""
     if isinstance(error, StoreError) and trouble != "damaged":
         return str(error)
     words = _ADVICE.get(trouble, "it cannot be used")

@@ -96,7 +96,7 @@ class Store:
         self._mark = path.with_suffix(".mark")
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._store_id = ""
-        self._trouble: StoreError | None = StoreError("unusable", "the store is starting")
+        self._trouble: StoreError | None = StoreError("starting", "the store is starting")
         self._failed_in_a_row = 0
         self._retry_at_s = 0.0
         self._loaded_at_s: float | None = None
@@ -339,7 +339,7 @@ class Store:
         with self._cursors:
             connection = self._connection
             if connection is None:
-                raise StoreUnavailable(str(self._trouble) if self._trouble else "")
+                raise StoreUnavailable(database.told_to_callers(self._trouble.trouble if self._trouble else "failed"))
             reading.start(connection.cursor())
         cursor = reading.cursor
         assert cursor is not None

@@ -16,7 +16,8 @@ async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     exporter = request.app.state["metrics"]
     assert isinstance(exporter, Metrics)
     body, content_type = await exporter.scrape(request.headers.get("accept", ""))
-    return Response(body, media_type=content_type, headers={"cache-control": "no-store"})
+    # As a header: to a media type of its own Litestar would add the charset once more.
+    return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
 
 
 handlers = [Router(path="/", route_handlers=[metrics], tags=["metrics"])]

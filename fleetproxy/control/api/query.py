@@ -43,7 +43,7 @@ async def query(request: Request[Any, Any, Any]) -> Response[bytes]:
         headers["x-fleet-truncated"] = answer.truncated
     if asked.shape == "csv":
         headers["content-disposition"] = 'attachment; filename="query.csv"'
-        return Response(as_csv(answer).encode(), headers=headers, media_type="text/csv; charset=utf-8")
+        return Response(as_csv(answer).encode(), headers=headers, media_type="text/csv")
     shown: Any = answer.objects()
     if asked.shape == "table":
         shown = {
