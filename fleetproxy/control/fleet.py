@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from fleetproxy import log
-from fleetproxy.control import policy
+from fleetproxy.control import descriptors, policy
 from fleetproxy.control.analytics.rows import Row
 from fleetproxy.control.bodies import Bodies
 from fleetproxy.control.columns import Columns
@@ -27,11 +27,14 @@ from fleetproxy.control.sightings import first_sights, just_after, observation, 
 from fleetproxy.control.state.servers import ServerEntry
 from fleetproxy.core.backend import Backend, BackendState
 from fleetproxy.core.fleet import Fleet, FleetEvent, ModelEvent, ServerEvent, Thresholds, compile_table
-from fleetproxy.core.table import Principal, Snapshot
+from fleetproxy.core.table import Principal, RoutingTable, Snapshot
 from fleetproxy.settings import Server, Settings
 from fleetproxy.settings.servers import BadAddress, to_backend
 
 _log = log.get("control.fleet")
+
+#: Models whose first sight is kept in mind.
+MAX_FIRST_SEEN = 20_000
 
 
 #: A reload waits at most this long for the first answers of servers that are new.
@@ -130,6 +133,8 @@ class LiveFleet:
         self._guests: dict[str, tuple[Backend, BackendState]] = {}
         self._loaded_at_s: dict[str, dict[str, float]] = {}
         self._principals: dict[bytes, Principal] = {}
+        #: Model as listed -> seconds since the epoch when it was first in a snapshot.
+        self.first_seen_s: dict[str, int] = {}
         #: Servers that could not be taken in: name -> why.
         self.refused: dict[str, str] = {}
 
@@ -194,14 +199,27 @@ class LiveFleet:
         bodies, model_bodies = self._bodies.make(
             ((backend, fleet.state(backend.name)) for backend in staying), hide_backends=settings.routing.hide_backends
         )
+        table = compile_table(fleet, settings.routing.aliases)
+        self._date(table)
         return Snapshot(
-            table=compile_table(fleet, settings.routing.aliases),
+            table=table,
             principals=policy.principals(settings, self._principals),
             access=policy.access(settings, self._machine),
             limits=policy.limits(settings),
-            bodies=bodies,
+            bodies=bodies | descriptors.bodies(settings),
             model_bodies=model_bodies,
+            first_seen_s=self.first_seen_s,
         )
+
+    def _date(self, table: RoutingTable) -> None:
+        """Keep in mind since when each model is there; those long gone make room."""
+        listed = {route.model for routes in table.models.values() for route in routes}
+        fresh = listed - self.first_seen_s.keys()
+        if fresh:
+            known = self.first_seen_s
+            if len(known) + len(fresh) > MAX_FIRST_SEEN:
+                known = {model: at_s for model, at_s in known.items() if model in listed}
+            self.first_seen_s = known | dict.fromkeys(sorted(fresh), int(self._wall()))
 
     # --- what happens ----------------------------------------------------------------------------------------
 

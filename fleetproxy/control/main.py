@@ -113,6 +113,7 @@ class Control:
             last_states=LastStates(data / "servers"),
             machine=socket.gethostname(),
         )
+        self.fleet.first_seen_s = dict(last.first_seen_s) if last is not None else {}
         self.poller = Poller(self.client, lambda: process.settings.poll, self.fleet.found)
         self.agents = Agents(
             self.client,

@@ -56,16 +56,22 @@ def access(settings: Settings, machine: str) -> Access:
     )
     hosts = frozenset(host.lower() for host in settings.hosts)
     own = {machine.lower(), machine.lower().partition(".")[0]} - {""}
+    families_required = proxy_required or auth.api_key is not None or bool(auth.api_http_roles)
     return Access(
         proxy_required=proxy_required,
         protect_writes=auth.protect_writes,
-        families_required=proxy_required or auth.api_key is not None,
+        families_required=families_required,
+        transfer_required=families_required or bool(auth.client_key or auth.client_http_roles),
+        client_http_roles=auth.client_http_roles,
+        client_key_digest=hashlib.sha256(auth.client_key.encode()).digest() if auth.client_key else b"",
         pin_fallback=routing.pin_fallback,
         hide_backends=routing.hide_backends,
         hosts=frozenset() if "*" in hosts else hosts | own,
         origins=settings.cors.origins,
         trusted_proxies=auth.trusted_proxies,
         source_names=routing.source_names,
+        api_http_roles=auth.api_http_roles,
+        plugins=settings.plugins,
         passthrough=settings.passthrough,
         dashboard_on_public_port=settings.dashboard.on_public_port,
         metrics_on_public_port=settings.metrics.listen is None,

@@ -9,6 +9,8 @@ import msgspec
 from fleetproxy.core.backend import Dialect
 
 Shape = Literal["relay", "scatter", "gather", "local", "tunnel"]
+#: In whose words errors are told: a dialect's, or nfrx's under `/api/{llm,asr}` (OpenAI's shape, its own codes).
+Voice = Literal["ollama", "openai", "anthropic", "nfrx"]
 #: What a clean end of a stream looks like on this endpoint; None: any end by HTTP's own framing is clean.
 Marker = Literal["ndjson_done", "ndjson_status", "sse_done", "sse_message_stop", "sse_response_completed"]
 
@@ -47,7 +49,17 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     patient: bool = False
     #: keep_alive and num_ctx may be injected (when their settings are set).
     injectable: bool = False
+    #: "family": under `/api/<family>/`. Guarded by `auth.api_key`, answered in nfrx's words, off with its plugin.
+    surface: Literal["main", "family"] = "main"
+    #: Path a backend is asked at; empty: the very path that came.
+    forward: bytes = b""
+    #: The path names the worker or server that is to serve it.
+    pinned: bool = False
     doc: str = ""
+
+    @property
+    def voice(self) -> Voice:
+        return "nfrx" if self.surface == "family" else self.dialect
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):

@@ -118,6 +118,14 @@ def renames(backend: Backend, operation: Operation, route: Route) -> bool:
     )
 
 
+def place_of(table: RoutingTable, name: str) -> int | None:
+    """The index of the worker with this id, else of the server (or worker) with this name; None for nobody."""
+    for index, routed in enumerate(table.backends):
+        if routed.backend.scheme == "hub" and routed.backend.host == name:
+            return index
+    return table.pins.get(name.lower())
+
+
 def speaks(backend: Backend, dialect: Dialect) -> bool:
     return dialect in DIALECTS[backend.kind]
 

@@ -90,6 +90,15 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: tuple[str, ...] = ()
     #: Address -> name shown as the source (`SOURCE_NAMES`).
     source_names: dict[str, str] = {}
+    #: Roles in X-User-Roles of a trusted proxy that stand for the key of the families' surface.
+    api_http_roles: tuple[str, ...] = ()
+    #: Roles that stand for the client key, and its SHA-256 (empty: none): they may use transfer channels.
+    client_http_roles: tuple[str, ...] = ()
+    client_key_digest: bytes = b""
+    #: Transfer channels need one of the keys or roles.
+    transfer_required: bool = False
+    #: Families that are on; `/api/<family>` of the others is 404.
+    plugins: tuple[str, ...] = ("llm", "asr", "mcp", "transfer")
     #: Extra paths that go to a backend.
     passthrough: tuple[str, ...] = ()
     #: Control's paths are served on the public port.
@@ -143,3 +152,5 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     bodies: dict[str, bytes] = {}
     #: Model id -> JSON object of /v1/models/{id}.
     model_bodies: dict[str, bytes] = {}
+    #: Model as its servers list it -> seconds since the epoch when control first saw it: `created` under /api/llm.
+    first_seen_s: dict[str, int] = {}

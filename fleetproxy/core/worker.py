@@ -183,6 +183,15 @@ def backend_of(worker: Worker) -> Backend:
     )
 
 
+def _v1_models(worker: Worker) -> bytes:
+    """What /v1/models of a worker that named its models only would have listed."""
+    created = int(worker.connected_at_s)
+    listed = [
+        {"id": model, "object": "model", "created": created, "owned_by": worker.name} for model in worker.offer.models
+    ]
+    return msgspec.json.encode(listed)
+
+
 def state_of(worker: Worker) -> BackendState:
     """What a poll of the worker's backend would have said."""
     offer = worker.offer
@@ -203,7 +212,7 @@ def state_of(worker: Worker) -> BackendState:
         on_disk=on_disk,
         raw_ps=msgspec.Raw(listing.ps if listing else b"[]"),
         raw_tags=msgspec.Raw(listing.tags if listing else b"[]"),
-        raw_v1_models=msgspec.Raw(listing.v1_models if listing else b"[]"),
+        raw_v1_models=msgspec.Raw(listing.v1_models if listing else _v1_models(worker)),
         polled_at_s=worker.last_heartbeat_s or worker.connected_at_s,
         consecutive_successes=1 if offer.slots else 0,
         consecutive_failures=0 if offer.slots else 1,

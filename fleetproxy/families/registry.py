@@ -66,6 +66,11 @@ class Registry:
                 return endpoint
         return other(path)
 
+    def methods(self, path: str) -> tuple[str, ...]:
+        """The methods a path of a family's own surface takes; none where there is no such path."""
+        by_method = self._literal.get(path) or self._templated(path) or {}
+        return tuple(method for method, endpoint in by_method.items() if endpoint.surface == "family")
+
     def literal_endpoints(self) -> Iterator[Endpoint]:
         """Endpoints whose path is written out, each once: a front may keep them in a dictionary of its own."""
         seen = set()
@@ -109,3 +114,4 @@ def _pattern(template: str) -> re.Pattern[str]:
 _builtin = Registry((llm.family,))
 find = _builtin.find
 literal_endpoints = _builtin.literal_endpoints
+methods = _builtin.methods

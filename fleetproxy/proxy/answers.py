@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from fleetproxy.core.backend import Dialect
+from fleetproxy.core.operation import Voice
 from fleetproxy.core.table import Snapshot
 from fleetproxy.errors import FleetError, MethodRefused
 from fleetproxy.families.llm import errors as dialect_errors
@@ -42,7 +42,7 @@ def refusal_headers(error: FleetError, request_id: str, *, draining: bool = Fals
 
 async def refuse(
     send: Send,
-    dialect: Dialect,
+    voice: Voice,
     error: FleetError,
     request_id: str,
     *,
@@ -53,7 +53,7 @@ async def refuse(
     headers = refusal_headers(error, request_id, draining=draining)
     if extra:
         headers += extra
-    body = dialect_errors.body(dialect, error, request_id)
+    body = dialect_errors.body(voice, error, request_id)
     await respond(send, error.status, headers, body, head_only=head_only)
 
 

@@ -11,9 +11,9 @@ from litestar import Litestar, asgi
 from litestar.types import ASGIApp
 
 from fleetproxy.core import access
-from fleetproxy.core.backend import Dialect
-from fleetproxy.core.operation import Endpoint
+from fleetproxy.core.operation import Endpoint, Voice
 from fleetproxy.errors import (
+    Draining,
     FleetError,
     HostRefused,
     MethodRefused,
@@ -25,8 +25,9 @@ from fleetproxy.errors import (
 )
 from fleetproxy.families import registry
 from fleetproxy.listen import App, Receive, Scope, Send
-from fleetproxy.proxy import answers, gate
+from fleetproxy.proxy import answers, doors, gate
 from fleetproxy.proxy.handler import Handler
+from fleetproxy.proxy.listings import Listings
 from fleetproxy.proxy.passage import Passage
 from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.tunnel import Tunnels
@@ -60,11 +61,12 @@ class Front:
         self._handler = handler
         self._passage = passage
         self._tunnels = tunnels
+        self._listings = Listings(plane)
         #: (method, raw path) of literal endpoints: straight to the handler.
         self._hot: dict[tuple[str, bytes], Endpoint] = {
             (method, endpoint.path.encode()): endpoint
             for endpoint in registry.literal_endpoints()
-            if endpoint.shape == "relay"
+            if endpoint.shape in ("relay", "scatter")
             for method in endpoint.methods
         }
 
@@ -86,7 +88,7 @@ class Front:
             plane.counters[f"gate_refused:{error.code}"] += 1
             await answers.refuse(
                 send,
-                _dialect(scope["raw_path"]),
+                _voice(scope["raw_path"]),
                 error,
                 plane.request_id(plane.wall_us()),
                 head_only=scope["method"] == "HEAD",
@@ -128,9 +130,11 @@ class Front:
                 case "control":
                     await self._to_control(scope, receive, send, head)
                 case "backend" | "family":
-                    endpoint = registry.find(method, raw_path.decode("latin-1"))
+                    path = raw_path.decode("latin-1")
+                    endpoint = registry.find(method, path)
                     if endpoint is None:
-                        raise PathUnknown
+                        await self._family(scope, send, path)
+                        return
                     if endpoint.shape == "gather":
                         await self._from_memory(scope, send, endpoint, head)
                         return
@@ -141,7 +145,7 @@ class Front:
             plane.counters[f"refused:{error.code}"] += 1
             await answers.refuse(
                 send,
-                _dialect(raw_path),
+                _voice(raw_path),
                 error,
                 plane.request_id(plane.wall_us()),
                 head_only=method == "HEAD",
@@ -153,22 +157,48 @@ class Front:
         plane = self._plane
         snapshot = plane.snapshot
         plane.counters[f"memory_answers:{endpoint.path}"] += 1
-        if snapshot.access.proxy_required:
+        rules = snapshot.access
+        of_family = endpoint.surface == "family"
+        if of_family:
+            doors.check_plugin(endpoint.family, rules)
+        if rules.families_required if of_family else rules.proxy_required:
             caller = access.identify(head.own, snapshot.principals, now_s=plane.wall_us() / 1e6)
-            if caller.principal is None:
+            if caller.principal is None and of_family:
+                doors.check_stranger(rules, plane.roles(scope, head.own))
+            elif caller.principal is None:
                 raise Unauthorized
-        if endpoint.path.endswith("{id}"):
+        if of_family:
+            if plane.draining:
+                raise Draining
+            body = self._listings.answer(snapshot, endpoint, scope["raw_path"].decode("latin-1"))
+        elif endpoint.path.endswith("{id}"):
             model = registry.parameter(endpoint, scope["raw_path"].decode("latin-1"))
-            body = snapshot.model_bodies.get(model)
-            if body is None:
+            found = snapshot.model_bodies.get(model)
+            if found is None:
                 raise ModelUnknown(model)
+            body = found
         else:
-            body = snapshot.bodies.get(endpoint.path)
-            if body is None:
+            found = snapshot.bodies.get(endpoint.path)
+            if found is None:
                 raise NoBackend
+            body = found
         identifier = plane.request_id(plane.wall_us()).encode()
         headers = [answers.JSON, (b"x-request-id", identifier), (b"request-id", identifier)]
         await answers.respond(send, 200, headers, body, head_only=scope["method"] == "HEAD")
+
+    async def _family(self, scope: Scope, send: Send, path: str) -> None:
+        """A path under `/api/<family>` that is no endpoint: the family's descriptor, a wrong method, or nothing."""
+        method: str = scope["method"]
+        snapshot = self._plane.snapshot
+        descriptor = snapshot.bodies.get(path.removesuffix("/")) if path.count("/") <= 3 else None
+        if descriptor is not None and gate.owner(scope["raw_path"], snapshot.access) == "family":
+            self._only(method, _READS)
+            await answers.respond(send, 200, [answers.JSON], descriptor, head_only=method == "HEAD")
+            return
+        taken = registry.methods(path)
+        if taken:
+            raise MethodRefused(allow=", ".join(sorted(taken)))
+        raise PathUnknown
 
     async def _to_control(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:
         plane = self._plane
@@ -188,11 +218,15 @@ class Front:
         if scope["type"] != "websocket":
             return
         tunnels, host = self._tunnels, dict(scope["headers"]).get(b"host", b"")
-        if tunnels is not None and tunnels.takes(scope["raw_path"]) and self._plane.host_allowed(host):
+        if tunnels is not None and self._takes(tunnels, scope["raw_path"]) and self._plane.host_allowed(host):
             await tunnels.carry(scope, receive, send)
         else:
             await receive()
             await send({"type": "websocket.close", "code": 1008})
+
+    def _takes(self, tunnels: Tunnels, raw_path: bytes) -> bool:
+        family = raw_path.split(b"/", 3)[2:3]
+        return tunnels.takes(raw_path) and family[0].decode() in self._plane.snapshot.access.plugins
 
     def _check_host(self, head: Head) -> None:
         if not self._plane.host_allowed(head.own.get(b"host", b"")):
@@ -204,10 +238,12 @@ class Front:
             raise MethodRefused(allow=", ".join(sorted(allowed)))
 
 
-def _dialect(raw_path: bytes) -> Dialect:
+def _voice(raw_path: bytes) -> Voice:
     if raw_path.startswith(b"/v1/messages"):
         return "anthropic"
-    return "openai" if raw_path.startswith((b"/v1/", b"/api/llm/", b"/api/asr/")) else "ollama"
+    if raw_path.startswith((b"/api/llm/", b"/api/asr/")):
+        return "nfrx"
+    return "openai" if raw_path.startswith(b"/v1/") else "ollama"
 
 
 def _with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:

@@ -33,6 +33,7 @@ _TRICKS = re.compile(rb"//|[\x00-\x20\x7f\\;]|%(?:00|0[ad]|5c|2e|25)|/\.{1,2}(?:
 _SLASH = re.compile(rb"%2f", re.IGNORECASE)
 #: Model ids hold slashes, raw or encoded, and nothing is authorised by what comes after these.
 _ID_PREFIXES = (b"/v1/models/", b"/api/llm/v1/models/", b"/api/asr/v1/models/")
+_PINNED_ID = re.compile(rb"/api/llm/id/(?:[^/%]|%(?!2[fF]))+/v1/models/")
 
 _good_hosts: set[bytes] = set()
 
@@ -62,7 +63,7 @@ def check_path(raw_path: bytes) -> None:
     """Refuse paths that two readers could read differently. Raises BadPath."""
     if not raw_path.startswith(b"/") or _TRICKS.search(raw_path):
         raise BadPath
-    if _SLASH.search(raw_path) and not raw_path.startswith(_ID_PREFIXES):
+    if _SLASH.search(raw_path) and not raw_path.startswith(_ID_PREFIXES) and not _PINNED_ID.match(raw_path):
         raise BadPath
 
 

@@ -20,7 +20,7 @@ from fleetproxy.errors import (
     Unauthorized,
 )
 from fleetproxy.listen import Receive, Scope, Send
-from fleetproxy.proxy import answers
+from fleetproxy.proxy import answers, doors
 from fleetproxy.proxy.body import read_announced, read_chunked
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.plane import Plane
@@ -70,6 +70,8 @@ class Handler:
     def _identify(self, exchange: Exchange) -> None:
         """Whose request this is. Raises Unauthorized where the surface needs a key and there is none."""
         snapshot = exchange.snapshot
+        if exchange.endpoint.surface == "family":
+            doors.check_plugin(exchange.endpoint.family, snapshot.access)
         caller = access.identify(exchange.head.own, snapshot.principals, now_s=exchange.started_at_us / 1e6)
         exchange.principal = caller.principal
         exchange.key_unknown = caller.key_unknown
@@ -79,7 +81,9 @@ class Handler:
         )
         if caller.principal is None:
             rules = snapshot.access
-            if rules.proxy_required or (exchange.endpoint.write and rules.protect_writes):
+            if exchange.endpoint.surface == "family":
+                doors.check_stranger(rules, self._plane.roles(exchange.scope, exchange.head.own))
+            elif rules.proxy_required or (exchange.endpoint.write and rules.protect_writes):
                 raise Unauthorized(
                     "API key required for write operations. Set X-Ollama-Api-Key header."
                     if exchange.endpoint.write and not rules.proxy_required
@@ -130,7 +134,10 @@ class Handler:
     def _operation(self, exchange: Exchange, seen: Peek | None) -> Operation:
         endpoint = exchange.endpoint
         own = exchange.head.own
-        pin = own.get(b"x-ollama-pin-server")
+        given = own.get(b"x-ollama-pin-server")
+        pin = given.decode("latin-1").strip() or None if given is not None else None
+        if endpoint.pinned:
+            pin = doors.pinned(exchange.snapshot.table, exchange.raw_path)
         model = seen.model if seen is not None else None
         stream = endpoint.streams_by_default
         if seen is not None and seen.stream is not None:
@@ -140,7 +147,7 @@ class Handler:
             model=model,
             canonical=canonical(model) if model is not None else None,
             stream=stream,
-            pin=pin.decode("latin-1").strip() or None if pin is not None else None,
+            pin=pin,
             affinity=exchange.source if endpoint.placement == "affinity" else None,
             allowed=exchange.principal.models if exchange.principal is not None else None,
         )
@@ -177,7 +184,7 @@ class Handler:
         self._plane.recorder.put(exchange)
         await answers.refuse(
             exchange.send,
-            exchange.endpoint.dialect,
+            exchange.endpoint.voice,
             error,
             exchange.request_id,
             head_only=exchange.method == "HEAD",

@@ -16,6 +16,7 @@ from fleetproxy.core.admission import Admission
 from fleetproxy.core.backend import Backend
 from fleetproxy.core.failover import RetryBudget
 from fleetproxy.core.operation import Endpoint
+from fleetproxy.core.roles import vouched
 from fleetproxy.core.table import Principal, Snapshot
 from fleetproxy.errors import ClientGone
 from fleetproxy.link.board import Board
@@ -153,6 +154,11 @@ class Plane:
         if len(self._good_hosts) < 1024:
             self._good_hosts.add(host)
         return True
+
+    def roles(self, scope: Scope, own: access.Own) -> frozenset[str]:
+        """The roles that a trusted proxy vouches for."""
+        client = scope["client"]
+        return vouched(own.get(b"x-user-roles"), client[0] if client is not None else "", self._proxies)
 
     def transport(self, backend: Backend) -> Transport:
         if backend.http2:

@@ -66,6 +66,7 @@ class Relay:
             backend = exchange.snapshot.table.backends[route.backend].backend
             if not counted:
                 plane.board.add(backend.column, 1)
+            plane.trips.probing(backend.column)
             try:
                 asked = body
                 if seen is not None and route.model and renames(backend, operation, route):
@@ -96,7 +97,8 @@ class Relay:
         route = await self._stand(exchange, operation, decision) if isinstance(decision, Wait) else decision.routes[0]
         backend = exchange.snapshot.table.backends[route.backend].backend
         exchange.backend = backend
-        plane.board.add(backend.column, 1)
+        if not isinstance(decision, Wait):  # who stood in line has been counted when the slot was granted
+            plane.board.add(backend.column, 1)
         exchange.attempt_began = plane.clock()
         upstream: Upstream | None = None
         try:
@@ -158,7 +160,8 @@ class Relay:
         if via is not None and plane.via in via:
             raise LoopDetected
         snapshot = exchange.snapshot
-        decision = rank(snapshot.table, operation, plane.loads, plane.rng, pin_fallback=snapshot.access.pin_fallback)
+        pin_fallback = snapshot.access.pin_fallback and not operation.endpoint.pinned
+        decision = rank(snapshot.table, operation, plane.loads, plane.rng, pin_fallback=pin_fallback)
         if isinstance(decision, Refuse):
             raise decision.error
         exchange.route_reason = decision.reason
@@ -268,7 +271,7 @@ class Relay:
         head = exchange.head
         endpoint = exchange.endpoint
         query: bytes = exchange.scope["query_string"]
-        target = exchange.raw_path
+        target = endpoint.forward or exchange.raw_path
         if backend.path_prefix:
             target = backend.path_prefix.encode() + target
         if query:

@@ -128,7 +128,19 @@ async def test_after_a_restart_the_fleet_is_there_before_the_first_poll(tmp_path
         before = world.snapshot
     silent = dict.fromkeys(OLLAMA, asyncio.Event())
     async with living(tmp_path, {"a": silent}, A, first_poll=False) as world:
+        world.fleet.first_seen_s = before.first_seen_s  # control hands it over from its last snapshot
         assert world.snapshot == before
+
+
+async def test_a_model_keeps_the_moment_it_was_first_seen(tmp_path: Path) -> None:
+    async with living(tmp_path, {"a": OLLAMA}, A) as world:
+        first = world.snapshot.first_seen_s
+        assert set(first) == {route.model for routes in world.snapshot.table.models.values() for route in routes}
+        assert world.snapshot.first_seen_s is first
+        world.fleet.first_seen_s = {**dict.fromkeys(map(str, range(fleet_module.MAX_FIRST_SEEN)), 1), "phi:latest": 7}
+        kept = world.snapshot.first_seen_s
+        assert kept["phi:latest"] == 7
+        assert set(kept) == set(first), "models long gone made room"
 
 
 async def test_a_server_that_goes_down_while_control_is_away_is_told_of_as_usual(tmp_path: Path) -> None:

@@ -44,7 +44,10 @@ def test_the_tables_agree_with_themselves() -> None:
         assert not (
             endpoint.dialect != "ollama" and (endpoint.injectable or endpoint.streams_by_default or endpoint.write)
         )
-        assert endpoint.path.startswith("/api/") == (endpoint.dialect == "ollama") or endpoint.path == "/"
+        path = endpoint.forward.decode() or endpoint.path
+        assert path.startswith("/api/") == (endpoint.dialect == "ollama") or path == "/"
+        assert (endpoint.surface == "family") == endpoint.path.startswith(f"/api/{endpoint.family}/")
+        assert endpoint.pinned == ("{worker}" in endpoint.path)
 
 
 @pytest.mark.parametrize(

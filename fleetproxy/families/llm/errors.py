@@ -3,6 +3,7 @@
 Ollama      {"error": text}                                        the same, one more line
 OpenAI      {"error": {message, type, param, code}, request_id}    data: {"error": {...}}, and no [DONE]
 Anthropic   {"type": "error", "error": {type, message}, request_id}    event: error
+nfrx        as OpenAI, but `code` is nfrx's word for it            as OpenAI
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from typing import Any
 
 import msgspec
 
-from fleetproxy.core.backend import Dialect
-from fleetproxy.core.operation import Endpoint
+from fleetproxy.core.operation import Endpoint, Voice
 from fleetproxy.errors import FleetError, ModelUnknown
 
 MAX_TEXT_CHARACTERS = 2048
@@ -33,9 +33,9 @@ _ANTHROPIC_TYPES = {
 _encode = msgspec.json.Encoder().encode
 
 
-def body(dialect: Dialect, error: FleetError, request_id: str) -> bytes:
+def body(voice: Voice, error: FleetError, request_id: str) -> bytes:
     """The body of an answer that is an error."""
-    return _encode(_OBJECTS[dialect](error, request_id))
+    return _encode(_OBJECTS[voice](error, request_id))
 
 
 def event(endpoint: Endpoint, error: FleetError, request_id: str, *, mid_line: bool = False) -> bytes:
@@ -47,13 +47,14 @@ def event(endpoint: Endpoint, error: FleetError, request_id: str, *, mid_line: b
     marker = endpoint.marker_stream
     if marker is None:
         return b""
-    payload = body(endpoint.dialect, error, request_id)
+    payload = body(endpoint.voice, error, request_id)
     if marker.startswith("ndjson"):
         return (b"\n" if mid_line else b"") + payload + b"\n"
     if marker == "sse_done":
         return b"\n\ndata: " + payload + b"\n\n"
     if marker == "sse_response_completed":
-        said = {"message": str(error), "param": None, "code": error.code, "sequence_number": 0}
+        code = _word(error) if endpoint.voice == "nfrx" else error.code
+        said = {"message": str(error), "param": None, "code": code, "sequence_number": 0}
         payload = _encode({"type": "error", **said, "request_id": request_id})
     return b"\n\nevent: error\ndata: " + payload + b"\n\n"
 
@@ -73,6 +74,34 @@ def _openai(error: FleetError, request_id: str) -> dict[str, Any]:
     }
 
 
+def _nfrx(error: FleetError, request_id: str) -> dict[str, Any]:
+    said = _openai(error, request_id)
+    said["error"]["code"] = _word(error)
+    return said
+
+
+#: Our word -> nfrx's, where that differs.
+_NFRX_WORDS = {
+    "bad_json": "bad_request",
+    "missing_body": "bad_request",
+    "queue_full": "worker_busy",
+    "queue_timeout": "worker_busy",
+    "no_backend": "no_worker",
+    "server_not_found": "no_worker",
+    "server_unavailable": "no_worker",
+    "dialect_unspoken": "no_worker",
+    "worker_busy": "worker_busy",
+    "worker_refused": "no_worker",
+    "connect_timeout": "timeout",
+    "backend_timeout": "timeout",
+    "backend_stalled": "timeout",
+}
+
+
+def _word(error: FleetError) -> str:
+    return _NFRX_WORDS.get(error.code) or ("upstream_error" if error.side == "backend" else error.code)
+
+
 def _anthropic(error: FleetError, request_id: str) -> dict[str, Any]:
     kind = _ANTHROPIC_TYPES.get(error.status)
     if kind is None:
@@ -80,10 +109,11 @@ def _anthropic(error: FleetError, request_id: str) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": str(error)}, "request_id": request_id}
 
 
-_OBJECTS: Mapping[Dialect, Callable[[FleetError, str], dict[str, Any]]] = {
+_OBJECTS: Mapping[Voice, Callable[[FleetError, str], dict[str, Any]]] = {
     "ollama": _ollama,
     "openai": _openai,
     "anthropic": _anthropic,
+    "nfrx": _nfrx,
 }
 
 
