@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fleetproxy.cli import COMMANDS, main
 from fleetproxy.control.analytics.dictionary import page as tables_page
+from fleetproxy.control.metrics.dictionary import page as metrics_page
 from fleetproxy.settings import Settings
 from fleetproxy.settings.ancestors import ANCESTORS, UNUSED
 from fleetproxy.settings.fields import Field, environment_name, fields_of
@@ -63,6 +64,7 @@ def pages() -> dict[str, str]:
         "settings.md": "".join(_settings()),
         "commands.md": "".join(_commands()),
         "tables.md": tables_page(),
+        "metrics.md": metrics_page(),
         "fleetproxy.schema.json": json.dumps(schema(), indent=2) + "\n",
     }
 

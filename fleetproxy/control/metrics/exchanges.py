@@ -66,12 +66,12 @@ class Exchanges:
     def histograms(self) -> tuple[Capped, ...]:
         return (self.duration, self.first_token, self.per_token, self.queue, self.overhead)
 
-    def know(self, models: Iterable[str], backends: Iterable[str]) -> None:
-        """The names the fleet has now; canonical ones for models."""
-        models, backends = frozenset(models), frozenset(backends)
-        if models != self._models.known or backends != self._backends.known:
+    def know(self, models: dict[str, str], backends: Iterable[str]) -> None:
+        """The names the fleet has now: canonical name of a model -> as it is shown."""
+        names = {name: name for name in backends}
+        if models != self._models.known or names != self._backends.known:
             self._models.known = models
-            self._backends.known = backends
+            self._backends.known = names
             self._sinks = {}  # what was `other` may have a name now
 
     def feed(self, records: Sequence[AuditRecord]) -> None:

@@ -98,7 +98,9 @@ class Metrics:
         """A new snapshot was published: its table, and the state of each backend by name."""
         self._table = table
         self._states = states
-        names = {*table.models, *table.aliases, *table.unavailable}
+        names = {name: name for name in (*table.unavailable, *table.aliases)}
+        # As the first server spells it: comparing needs one spelling, reading the usual one.
+        names |= {name: routes[0].model if routes else name for name, routes in table.models.items()}
         self._exchanges.know(names, (routed.backend.name for routed in table.backends))
 
     def reloaded(self, ok: bool) -> None:

@@ -26,7 +26,7 @@ from fleetproxy.link.messages import Count
 #: Names one process may report, and processes listened to.
 NAMES, PROCESSES = 512, 80
 #: "retries:connect_failed", or Prometheus' own spelling with one label: `fleetproxy_x_total{event="y"}`.
-_SHORT = re.compile(r"([a-z][a-z0-9_]{0,63})(?::([A-Za-z0-9_.-]{1,64}))?", re.ASCII)
+_SHORT = re.compile(r"([a-z][a-z0-9_]{0,63})(?::([A-Za-z0-9_./{}-]{1,64}))?", re.ASCII)
 _LONG = re.compile(r'([a-z][a-z0-9_]{0,79})\{([a-z][a-z_]{0,31})="([^"\\\n]{0,64})"\}', re.ASCII)
 #: Endings that mean something else to Prometheus.
 _RESERVED = ("_bucket", "_sum", "_count", "_created", "_info")
@@ -97,8 +97,10 @@ class Linked:
                     series = self._series("gauge", name)
                     if series is None:
                         continue
-                    if self._room(series[0], (process,)):
-                        shown.setdefault(series[0], {})[(process,)] = value
+                    labels: Labels = (process,) if series[0].labels else ()
+                    if self._room(series[0], labels):
+                        values = shown.setdefault(series[0], {})
+                        values[labels] = values.get(labels, 0.0) + value
                     else:
                         self._overflow.count += 1
         return shown

@@ -90,15 +90,18 @@ class Names:
 
     def __init__(self, cap: int) -> None:
         self._cap = cap
-        self._given: set[str] = set()
-        self.known: frozenset[str] = frozenset()
+        self._given: dict[str, str] = {}
+        #: Name as it is compared -> as it is shown.
+        self.known: dict[str, str] = {}
 
     def label(self, name: str | None) -> str:
         if not name:
             return ""
-        if name in self._given:
-            return name
-        if name in self.known and len(self._given) < self._cap:
-            self._given.add(name)
-            return name
-        return OTHER
+        given = self._given.get(name)
+        if given is not None:
+            return given
+        shown = self.known.get(name)
+        if shown is None or len(self._given) >= self._cap:
+            return OTHER
+        self._given[name] = shown
+        return shown

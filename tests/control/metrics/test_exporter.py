@@ -17,6 +17,7 @@ from fleetproxy.control.analytics.journal import Journal
 from fleetproxy.control.analytics.rows import MetricSample
 from fleetproxy.control.metrics import Metrics
 from fleetproxy.core.backend import Backend, BackendState, ResidentModel
+from fleetproxy.core.names import canonical
 from fleetproxy.core.record import AuditRecord
 from fleetproxy.core.table import Route, RoutedBackend, RoutingTable
 from fleetproxy.link import board as boards
@@ -117,6 +118,16 @@ async def test_spellings_of_one_model_are_one_label_and_unknown_ones_are_other()
         if name == "fleetproxy_request_duration_seconds_count"
     }
     assert counts == {"phi:latest": 3, "other": 2, "": 1}
+
+
+async def test_models_are_shown_as_their_servers_spell_them() -> None:
+    made = Metrics()
+    spelled = "meta-llama/Llama-3.1-8B-Instruct"
+    canonical_name = canonical(spelled)
+    made.fleet(RoutingTable(models={canonical_name: (Route(0, 0, spelled),)}), {})
+    made.feed([record(1, model=spelled), record(2, model=spelled.upper())])
+    found = await scraped(made)
+    assert value(found, "request_duration_seconds_count", model=spelled, backend="other") == 2
 
 
 async def test_a_model_that_becomes_known_gets_its_label_and_keeps_it() -> None:

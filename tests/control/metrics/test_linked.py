@@ -59,6 +59,15 @@ def test_a_sum_never_goes_back_when_processes_die(lives: list[list[int]], hello:
         assert last == exact
 
 
+def test_gauges_of_the_hub_have_no_process_and_their_own_names() -> None:
+    metrics = linked()
+    metrics.count("hub", Count({}, {"hub_workers": 3.0, "queue_waiting": 2.0}))
+    assert by_name(metrics.gauges()) == {
+        "fleetproxy_workers_connected": {(): 3.0},
+        "fleetproxy_queue_waiting": {(): 2.0},
+    }
+
+
 def test_gauges_are_each_processs_own_and_end_with_it() -> None:
     metrics = linked()
     metrics.started("proxy-0", 1)
@@ -78,6 +87,7 @@ def test_gauges_are_each_processs_own_and_end_with_it() -> None:
         ("audit_dropped", ("fleetproxy_audit_dropped_total", ("disk",))),
         ("refused:no_backend", ("fleetproxy_refused_total", ("no_backend",))),
         ('fleetproxy_queue_events_total{event="granted"}', ("fleetproxy_queue_events_total", ("granted",))),
+        ("memory_answers:/v1/models/{id}", ("fleetproxy_memory_answers_total", ("/v1/models/{id}",))),
         ("something_new", ("fleetproxy_something_new_total", ())),
         ("something_new:cause", ("fleetproxy_something_new_total", ("cause",))),
         ('fleetproxy_mine_total{kind="a b"}', ("fleetproxy_mine_total", ("a b",))),

@@ -67,7 +67,7 @@ def test_a_value_is_in_the_first_bucket_that_holds_it(values_ms: list[float]) ->
 def test_only_known_names_are_labels_and_they_stay() -> None:
     names = Names(2)
     assert (names.label("a"), names.label(None), names.label("")) == (OTHER, "", "")
-    names.known = frozenset({"a", "b", "c"})
-    assert [names.label(name) for name in ("a", "b", "c", "a")] == ["a", "b", OTHER, "a"]
-    names.known = frozenset()
-    assert [names.label(name) for name in ("a", "c")] == ["a", OTHER]
+    names.known = {"a": "A", "b": "b", "c": "c"}
+    assert [names.label(name) for name in ("a", "b", "c", "a")] == ["A", "b", OTHER, "A"]
+    names.known = {"a": "a"}
+    assert [names.label(name) for name in ("a", "c")] == ["A", OTHER]
