@@ -167,6 +167,30 @@ class RateLimited(ClientError):
     status, code, retry_after_s = 429, "rate_limited", 1.0
 
 
+class TransferUnknown(ClientError):
+    """There is no such transfer channel, or it has been over for a while; make one with POST /api/transfer."""
+
+    status, code = 404, "transfer_not_found"
+
+
+class TransferInUse(ClientError):
+    """This end of the transfer channel is taken; each has one reader and one writer, ever. Make another channel."""
+
+    status, code = 409, "transfer_in_use"
+
+
+class TransferExpired(ClientError):
+    """The other end of the transfer channel did not come in time; make another channel."""
+
+    status, code = 410, "transfer_expired"
+
+
+class TooManyTransfers(ClientError):
+    """This key has too many open transfer channels; use them up, or wait for them to expire."""
+
+    status, code, retry_after_s = 429, "too_many_transfers", 5.0
+
+
 class BadQuery(ClientError):
     """The query is not one SELECT or EXPLAIN that can be answered."""
 
@@ -338,6 +362,12 @@ class BackendRefused(BackendError):
     """Every server that has this model refused the request."""
 
     code = "backend_refused"
+
+
+class TransferFailed(BackendError):
+    """The other end of the transfer channel broke off; what has arrived is not all of it."""
+
+    code = "transfer_failed"
 
 
 class WorkerRefused(BackendError):

@@ -9,8 +9,9 @@ import msgspec
 from fleetproxy.core.backend import Dialect
 
 Shape = Literal["relay", "scatter", "gather", "local", "tunnel"]
-#: In whose words errors are told: a dialect's, or nfrx's under `/api/{llm,asr}` (OpenAI's shape, its own codes).
-Voice = Literal["ollama", "openai", "anthropic", "nfrx"]
+#: In whose words errors are told: a dialect's; nfrx's under `/api/{llm,asr}` (OpenAI's shape, its own codes); or one
+#: word alone, as nfrx does it elsewhere.
+Voice = Literal["ollama", "openai", "anthropic", "nfrx", "word"]
 #: What a clean end of a stream looks like on this endpoint; None: any end by HTTP's own framing is clean.
 Marker = Literal["ndjson_done", "ndjson_status", "sse_done", "sse_message_stop", "sse_response_completed"]
 

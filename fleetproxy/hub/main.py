@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from fleetproxy import log
 from fleetproxy.core.table import Snapshot
 from fleetproxy.hub import memory, sockets
+from fleetproxy.hub.channels import Transfers
 from fleetproxy.hub.door import Door
 from fleetproxy.hub.line import SWEEP_S, WaitingLine
 from fleetproxy.hub.proxies import Proxies
@@ -46,7 +47,8 @@ class Hub:
         self.sessions = Sessions(self.workers, loop)
         self.door = Door(self.sessions, loop)
         self.tunnels = Tunnels(self.door)
-        self.proxies = Proxies(self.waiting, self.workers, self.tunnels, self._greeting)
+        self.transfers = Transfers(loop)
+        self.proxies = Proxies(self.waiting, self.workers, self.tunnels, self.transfers, self._greeting)
         hello = Hello(process.name, os.getpid(), process.boot)
         self.link = LinkClient(process.runtime / "link.sock", hello, self._publish, on_rotate=lambda: None)
         #: Connections to control at which it was told of all workers.
@@ -57,6 +59,7 @@ class Hub:
 
     def _configure(self) -> None:
         self.door.configure(self._process.settings)
+        self.transfers.configure(self._process.settings)
 
     def _publish(self, snapshot: Snapshot) -> None:
         self.workers.reserved_names = frozenset(
@@ -99,6 +102,8 @@ class Hub:
         counters |= {f"workers:{word}": number for word, number in self.workers.counts.items()}
         counters |= {f"worker_sockets:{word}": number for word, number in self.sessions.counts.items()}
         counters |= {f"worker_refusals:{word}": number for word, number in self.door.counts.items()}
+        counters |= {f"transfers:{word}": number for word, number in self.transfers.counts.items()}
+        counters["transfer_bytes"] = self.transfers.passed_bytes
         counters["tunnels_refused"] = self.tunnels.refused
         counters["link_dropped"] = link.dropped
         gauges = {
@@ -107,6 +112,7 @@ class Hub:
             "hub_workers": float(len(self.workers)),
             "hub_sockets": float(len(self.door)),
             "hub_tunnels": float(len(self.tunnels)),
+            "transfer_channels": float(len(self.transfers)),
             "hub_held_bytes": float(self.sessions.held.answers + self.sessions.held.collecting),
             "hub_resident_bytes": float(resident_bytes),
         }
@@ -132,6 +138,7 @@ async def main(process: Process) -> None:
             server.close()
         path.unlink(missing_ok=True)
         await _say_goodbye(hub)
+        hub.transfers.close()
         hub.proxies.close()
         hub.workers.close()
         hub.waiting.close()

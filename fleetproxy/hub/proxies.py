@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fleetproxy.hub import line
+from fleetproxy.hub.channels import Transfers
 from fleetproxy.hub.line import WaitingLine
 from fleetproxy.hub.streams import Stream, StreamEnd
 from fleetproxy.hub.tunnels import Tunnels
@@ -44,11 +45,17 @@ class Proxies:
     """Serves hub.sock; hands each frame to whom it concerns. `greeting()` is what a new connection is told first."""
 
     def __init__(
-        self, waiting: WaitingLine, workers: Workers, tunnels: Tunnels, greeting: Callable[[], bytes] = bytes
+        self,
+        waiting: WaitingLine,
+        workers: Workers,
+        tunnels: Tunnels,
+        transfers: Transfers,
+        greeting: Callable[[], bytes] = bytes,
     ) -> None:
         self._waiting = waiting
         self._workers = workers
         self._tunnels = tunnels
+        self._transfers = transfers
         self._greeting = greeting
         self._by_connection: dict[FramedConnection, Proxy] = {}
         self._numbers = itertools.count(1)
@@ -134,6 +141,8 @@ class Proxies:
                 worker.take(stream, opening.request)
             case "tunnel":
                 self._tunnels.open(proxy, number, opening.request)
+            case "channel":
+                self._transfers.open(proxy, number, opening.request)
             case _:
                 raise FrameError(f"there is nothing called {opening.to} behind the hub")
 

@@ -7,6 +7,9 @@ anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 from litestar import Litestar, asgi
 from litestar.types import ASGIApp
 
@@ -38,9 +41,17 @@ _READS = frozenset({"GET", "HEAD"})
 CONTROL = Endpoint(name="control", methods=(), path="(control)", family="control", shape="local")
 
 
-def build(plane: Plane, passage: Passage, tunnels: Tunnels | None = None) -> App:
-    """The app of one proxy process."""
-    front = Front(plane, Handler(plane), passage, tunnels)
+class Guest(Protocol):
+    """Serves endpoints of shape "tunnel": those of a family whose requests end behind the hub in its own way."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, head: Head) -> None: ...
+
+
+def build(
+    plane: Plane, passage: Passage, tunnels: Tunnels | None = None, guests: Mapping[str, Guest] | None = None
+) -> App:
+    """The app of one proxy process. `guests` are found by their family."""
+    front = Front(plane, Handler(plane), passage, tunnels, guests or {})
     router = Litestar(
         route_handlers=[asgi("/", is_mount=True, copy_scope=False)(_as_handler(front.dispatch))],
         openapi_config=None,
@@ -56,8 +67,16 @@ class Front:
 
     router: Litestar
 
-    def __init__(self, plane: Plane, handler: Handler, passage: Passage, tunnels: Tunnels | None = None) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        handler: Handler,
+        passage: Passage,
+        tunnels: Tunnels | None,
+        guests: Mapping[str, Guest],
+    ) -> None:
         self._plane = plane
+        self._guests = guests
         self._handler = handler
         self._passage = passage
         self._tunnels = tunnels
@@ -134,6 +153,10 @@ class Front:
                     endpoint = registry.find(method, path)
                     if endpoint is None:
                         await self._family(scope, send, path)
+                        return
+                    guest = self._guests.get(endpoint.family)
+                    if guest is not None:
+                        await guest.handle(scope, receive, send, endpoint, head)
                         return
                     if endpoint.shape == "gather":
                         await self._from_memory(scope, send, endpoint, head)
@@ -243,6 +266,8 @@ def _voice(raw_path: bytes) -> Voice:
         return "anthropic"
     if raw_path.startswith((b"/api/llm/", b"/api/asr/")):
         return "nfrx"
+    if raw_path.startswith((b"/api/transfer", b"/api/mcp")):
+        return "word"
     return "openai" if raw_path.startswith(b"/v1/") else "ollama"
 
 

@@ -19,11 +19,12 @@ from fleetproxy.link.messages import Count, Hello, Observe
 from fleetproxy.link.spool import Spool
 from fleetproxy.listen import Listener, serve
 from fleetproxy.process import Process
-from fleetproxy.proxy.app import build
+from fleetproxy.proxy.app import Guest, build
 from fleetproxy.proxy.passage import Passage
 from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.presence import Presence
 from fleetproxy.proxy.recorder import Recorder
+from fleetproxy.proxy.transfer import Transfer
 from fleetproxy.proxy.tunnel import Tunnels
 from fleetproxy.proxy.waiting import Waiting
 from fleetproxy.transport.http2 import Http2Transport
@@ -65,7 +66,8 @@ async def main(process: Process) -> None:
     )
     plane.observe = lambda backend, kind: link.send(Observe(backend=backend, kind=kind))
     tunnels = Tunnels(plane, hub)
-    app = build(plane, Passage(plane, process.runtime / "control.sock"), tunnels)
+    guests: dict[str, Guest] = {"transfer": Transfer(plane, hub, lambda: process.settings)}
+    app = build(plane, Passage(plane, process.runtime / "control.sock"), tunnels, guests)
 
     stop = asyncio.Event()
     listener = Listener(
@@ -102,6 +104,8 @@ async def _leave(process: Process, plane: Plane, tunnels: Tunnels, stop: asyncio
     """Refuse new work while the listener still accepts; let what runs end, up to the limit; then stop."""
     await process.draining.wait()
     plane.draining = True
+    for tell in plane.on_drain:
+        tell()
     deadline = plane.clock() + plane.snapshot.limits.drain_s
     await plane.idle(deadline, process.stop)
     for exchange in list(plane.live):

@@ -77,6 +77,8 @@ class Plane:
         self.counters: Counter[str] = Counter()
         self.live: set[Exchange] = set()
         self.draining = False
+        #: Called once when this process begins to leave.
+        self.on_drain: list[Callable[[], None]] = []
         self._numbers = itertools.count(int.from_bytes(os.urandom(4)))
         self._id_tail = os.urandom(5).hex()
         self._good_hosts: set[bytes] = set()

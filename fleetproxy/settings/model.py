@@ -239,6 +239,21 @@ class Hub(Section, frozen=True, kw_only=True):
     memory_bytes: Positive = 1024 * 1024 * 1024
 
 
+class Transfer(Section, frozen=True, kw_only=True):
+    """Channels of `/api/transfer`."""
+
+    #: Both ends must have come within this time after a channel was made; as long it is remembered when it is over.
+    ttl_s: Seconds = 60.0
+    #: Without a byte moving a transfer is broken off after this.
+    idle_s: Seconds = 120.0
+    #: Open channels, all callers together.
+    channels: Positive = 10_000
+    #: Open channels of one key (of one address where no key is asked for).
+    channels_per_key: Positive = 100
+    #: Only the key that made a channel may use it. Off: whoever is let in and knows the id.
+    same_key: bool = False
+
+
 class Analytics(Section, frozen=True, kw_only=True):
     #: Rows older than this are deleted.
     retention_days: Positive = 90
@@ -331,6 +346,7 @@ class Settings(Section, frozen=True, kw_only=True):
     metrics: Metrics = Metrics()
     dashboard: Dashboard = Dashboard()
     hub: Hub = Hub()
+    transfer: Transfer = Transfer()
     analytics: Analytics = Analytics()
     telegram: Telegram = Telegram()
     wan: Wan = Wan()

@@ -13,8 +13,7 @@ from collections import deque
 from fleetproxy import errors
 from fleetproxy.core.backend import Backend
 from fleetproxy.errors import BackendError, BackendLost, BackendReset, BadResponse, ConnectFailed, FleetError
-from fleetproxy.transport.base import Answer, Call, Sink
-from fleetproxy.transport.http1 import Gathered
+from fleetproxy.transport.base import Answer, Call, Gathered, Sink
 from fleetproxy.transport.hub import HubClient
 from fleetproxy.wire import frames, payloads
 from fleetproxy.wire.frames import WINDOW_BYTES, FrameError
@@ -41,6 +40,13 @@ ERRORS: dict[str, type[FleetError]] = {
         errors.WorkerBusy,
         errors.WorkerRefused,
         errors.BodyTooLarge,
+        errors.Forbidden,
+        errors.Overloaded,
+        errors.TooManyTransfers,
+        errors.TransferExpired,
+        errors.TransferFailed,
+        errors.TransferInUse,
+        errors.TransferUnknown,
     )
 }
 
@@ -109,6 +115,17 @@ class HubUpstream:
             out += self._sendable()
         if not hub.send(b"".join(out)):
             hub.forget(number)
+            self._number = 0
+            raise ConnectFailed
+
+    def begin(self, opening: payloads.Open) -> None:
+        """Open a stream to something else behind the hub; nothing is sent but that. Raises ConnectFailed."""
+        number = self._hub.open(self)
+        if number is None:
+            raise ConnectFailed
+        self._number = number
+        if not self._hub.send(frames.encode(frames.OPEN, number, payloads.encode(opening))):
+            self._hub.forget(number)
             self._number = 0
             raise ConnectFailed
 

@@ -90,7 +90,7 @@ class Refuse(Payload, frozen=True):
 class Open(Payload, frozen=True):
     """OPEN, proxy to hub: a stream to somebody who dialled in, or a socket that came in at the public port."""
 
-    #: "worker": `request` is a Request; "tunnel": it is a Knock.
+    #: "worker": `request` is a Request; "tunnel": it is a Knock; "channel": it is a Transfer.
     to: Word
     #: The worker's id; a stale route never reaches another one that got the same column since.
     who: Annotated[str, Meta(max_length=256)]
@@ -159,6 +159,30 @@ class Close(Payload, frozen=True):
 
 #: First byte of each DATA frame of a tunnel: the kind of message, and whether more of it follows.
 TEXT, BINARY, MORE = 0, 1, 2
+
+
+# --- transfer channels -------------------------------------------------------------------------------------------
+
+
+class Transfer(Payload, frozen=True):
+    """`Open.request` of one end of a transfer channel.
+
+        create   HEAD, the answer as DATA, END
+        read     HEAD with the first byte the writer sent, DATA, END; the reader then says END when all is handed over
+        write    HEAD when the reader is there; the writer then sends DATA and END; END when the reader has it all
+
+    RESET from either side ends both.
+    """
+
+    #: "create", "read", "write".
+    action: Word
+    #: Whose the channel is, or who wants to use it; never shown.
+    owner: Annotated[str, Meta(max_length=256)]
+    #: "" to create.
+    channel: Annotated[str, Meta(max_length=64)] = ""
+    #: What the writer said of its body.
+    content_type: Annotated[bytes, Meta(max_length=1024)] = b""
+    content_length: Annotated[int, Meta(ge=0)] | None = None
 
 
 # --- our own agents --------------------------------------------------------------------------------------------------

@@ -12,9 +12,8 @@ from fleetproxy.families.base import Family
 from fleetproxy.families.registry import Registry, find, other, parameter
 
 DIGEST = "sha256:" + "0a" * 32
-LITERAL = [
-    (method, endpoint) for endpoint in llm.family.endpoints if "{" not in endpoint.path for method in endpoint.methods
-]
+EVERY = [endpoint for family in registry.BUILT_IN for endpoint in family.endpoints]
+LITERAL = [(method, endpoint) for endpoint in EVERY if "{" not in endpoint.path for method in endpoint.methods]
 
 
 @pytest.mark.parametrize(("method", "endpoint"), LITERAL, ids=lambda value: getattr(value, "name", value))
@@ -26,9 +25,9 @@ def test_every_path_of_the_tables_is_found_under_any_spelling(method: str, endpo
 
 
 def test_names_and_method_path_pairs_are_unique() -> None:
-    names = [endpoint.name for endpoint in llm.family.endpoints]
+    names = [endpoint.name for endpoint in EVERY]
     assert len(set(names)) == len(names)
-    pairs = [(method, endpoint.path) for endpoint in llm.family.endpoints for method in endpoint.methods]
+    pairs = [(method, endpoint.path) for endpoint in EVERY for method in endpoint.methods]
     assert len(set(pairs)) == len(pairs)
     assert {endpoint.name for endpoint in registry.literal_endpoints()} == {endpoint.name for _, endpoint in LITERAL}
 

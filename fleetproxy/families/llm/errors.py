@@ -4,6 +4,7 @@ Ollama      {"error": text}                                        the same, one
 OpenAI      {"error": {message, type, param, code}, request_id}    data: {"error": {...}}, and no [DONE]
 Anthropic   {"type": "error", "error": {type, message}, request_id}    event: error
 nfrx        as OpenAI, but `code` is nfrx's word for it            as OpenAI
+word        {"error": code}
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ def _nfrx(error: FleetError, request_id: str) -> dict[str, Any]:
     return said
 
 
+def _only_word(error: FleetError, request_id: str) -> dict[str, Any]:
+    return {"error": error.code}
+
+
 #: Our word -> nfrx's, where that differs.
 _NFRX_WORDS = {
     "bad_json": "bad_request",
@@ -114,6 +119,7 @@ _OBJECTS: Mapping[Voice, Callable[[FleetError, str], dict[str, Any]]] = {
     "openai": _openai,
     "anthropic": _anthropic,
     "nfrx": _nfrx,
+    "word": _only_word,
 }
 
 
