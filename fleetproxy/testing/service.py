@@ -126,6 +126,12 @@ class Service(Spawned):
     def port(self) -> int:
         return urlsplit(self.url).port or 0
 
+    @property
+    def admin_url(self) -> str:
+        """Where the dashboard API answers: on the public port, unless it was taken off it."""
+        dashboard = self.settings.get("dashboard", {})
+        return self.url if dashboard.get("on_public_port", True) else f"http://{dashboard['listen']}"
+
     def fetch(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
@@ -141,7 +147,7 @@ class Service(Spawned):
     def admin(self, method: str, path: str, body: object = None) -> Any:
         """Ask the dashboard API with the admin key."""
         data = None if body is None else json.dumps(body).encode()
-        status, _, answer = self.fetch(method, path, data, {"Authorization": f"Bearer {ADMIN_KEY}"})
+        status, _, answer = fetch(self.admin_url, method, path, data, {"Authorization": f"Bearer {ADMIN_KEY}"})
         assert status < 300, (status, answer)
         return json.loads(answer or b"null")
 

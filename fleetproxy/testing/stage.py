@@ -54,6 +54,7 @@ class Stage:
     def __init__(self, service: Service, upstreams: Mapping[str, FaultUpstream]) -> None:
         self.service = service
         self.upstreams = dict(upstreams)
+        self._models = {name: (upstream.models, upstream.resident) for name, upstream in upstreams.items()}
         #: Ids of requests that must each have exactly one record.
         self.asked: list[str] = []
         self._baseline: dict[str, int] = {}
@@ -115,9 +116,10 @@ class Stage:
 
     async def reset(self) -> None:
         """Every upstream healthy, known as online, and forgetful; the books empty."""
-        for upstream in self.upstreams.values():
+        for name, upstream in self.upstreams.items():
             if not upstream.listening:
                 upstream.listen()
+            upstream.models, upstream.resident = self._models[name]
             upstream.script, upstream.choose, upstream.greeting = DEFAULT, None, ()
             upstream.read_body = upstream.answer_polls = True
             upstream.polls = {}
