@@ -1,58 +1,85 @@
 """HTTP/2 to backends marked `http2 = true`, by httpx. Not the hot path: chosen for its h2, not for its cost.
 
-Implements `transport.base`: connecting happens inside `answer()`, so connect failures come from there.
+Implements `transport.base`: connecting happens inside `answer()`, so connect failures come from there. Each connection
+carries one call at a time and is kept for the next: httpcore does not tell the server when one stream of many is given
+up, but a closed connection it understands, and a generation nobody reads must end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 
 from fleetproxy.core.backend import Backend
 from fleetproxy.errors import BackendLost, BadResponse
 from fleetproxy.transport.base import Answer, Call, Gathered, Sink
-from fleetproxy.transport.httpx_client import error_of, new_client
+from fleetproxy.transport.httpx_client import error_of, new_client, tls_of
 
-#: Connections to one server; each carries many streams.
-MAX_CONNECTIONS = 64
+#: Idle connections kept to one server.
+MAX_IDLE = 64
 #: Pieces of a streamed upload held while the server does not read.
 MAX_QUEUED_PIECES = 8
 _PEER = ("scheme", "host", "port", "host_header", "tls_ca_file", "tls_verify", "tls_server_name")
 
 
+class _Server:
+    """Idle connections of one backend."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.peer = tuple(getattr(backend, name) for name in _PEER)
+        self._tls: ssl.SSLContext = tls_of(backend)
+        self.idle: list[httpx.AsyncClient] = []
+        self.gone = False
+
+    def client(self, backend: Backend) -> httpx.AsyncClient:
+        return self.idle.pop() if self.idle else new_client(backend, 1, self._tls)
+
+
 class Http2Transport:
-    """Clients by backend; one event loop's own."""
+    """Connections by backend; one event loop's own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._clients: dict[str, tuple[tuple[object, ...], httpx.AsyncClient]] = {}
+        self._servers: dict[str, _Server] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     async def open(self, backend: Backend, call: Call, connect_s: float) -> Http2Upstream:
-        return Http2Upstream(self._loop, self._client(backend), _request(backend, call, connect_s), self._closing)
+        server = self._server(backend)
+        client = server.client(backend)
+
+        def finished(whole: bool) -> None:
+            if whole and not server.gone and len(server.idle) < MAX_IDLE:
+                server.idle.append(client)
+            else:
+                self._later(client)
+
+        return Http2Upstream(self._loop, client, _request(backend, call, connect_s), finished)
 
     def keep_only(self, names: frozenset[str]) -> None:
-        """Forget the clients of servers that are gone."""
-        for name in [name for name in self._clients if name not in names]:
-            _, client = self._clients.pop(name)
-            self._later(client)
+        """Forget the connections of servers that are gone."""
+        for name in [name for name in self._servers if name not in names]:
+            self._drop(self._servers.pop(name))
 
     async def aclose(self) -> None:
         self.keep_only(frozenset())
         await asyncio.gather(*self._closing, return_exceptions=True)
 
-    def _client(self, backend: Backend) -> httpx.AsyncClient:
-        peer = tuple(getattr(backend, name) for name in _PEER)
-        known = self._clients.get(backend.name)
-        if known is not None and known[0] == peer:
-            return known[1]
+    def _server(self, backend: Backend) -> _Server:
+        known = self._servers.get(backend.name)
         if known is not None:
-            self._later(known[1])
-        client = new_client(backend, MAX_CONNECTIONS)
-        self._clients[backend.name] = (peer, client)
-        return client
+            if known.peer == tuple(getattr(backend, name) for name in _PEER):
+                return known
+            self._drop(known)
+        server = self._servers[backend.name] = _Server(backend)
+        return server
+
+    def _drop(self, server: _Server) -> None:
+        server.gone = True
+        while server.idle:
+            self._later(server.idle.pop())
 
     def _later(self, client: httpx.AsyncClient) -> None:
         task = self._loop.create_task(client.aclose())
@@ -76,10 +103,14 @@ class _Upload:
             self._drained = self._loop.create_future()
         return self._drained
 
+    def release(self) -> None:
+        """Nobody will take more: let go of who waits."""
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (piece := await self._pieces.get()) is not None:
-            if self._drained is not None and not self._drained.done():
-                self._drained.set_result(None)
+            self.release()
             yield piece
 
 
@@ -90,19 +121,24 @@ class Http2Upstream:
         self,
         loop: asyncio.AbstractEventLoop,
         client: httpx.AsyncClient,
-        request: tuple[httpx.Request, bool],
-        closing: set[asyncio.Task[None]],
+        request: tuple[httpx.Request, _Upload | None],
+        finished: Callable[[bool], None],
     ) -> None:
         self._loop = loop
-        self._closing = closing
-        self._upload = _Upload(loop) if request[1] else None
-        if self._upload is not None:
-            request[0].stream = _Stream(self._upload)
+        self._finished: Callable[[bool], None] | None = finished
+        self._upload = request[1]
         self._sending = loop.create_task(client.send(request[0], stream=True))
+        if self._upload is not None:
+            self._sending.add_done_callback(self._answered)
         self._response: httpx.Response | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._whole = False
         self._flowing = asyncio.Event()
         self._flowing.set()
+
+    def _answered(self, _: asyncio.Task[httpx.Response]) -> None:
+        if self._upload is not None:
+            self._upload.release()
 
     async def answer(self) -> Answer:
         try:
@@ -141,10 +177,13 @@ class Http2Upstream:
         except httpx.HTTPError:
             sink.broken(BackendLost())
         else:
+            self._whole = True
             sink.piece(b"", True)
 
     def write(self, piece: bytes) -> asyncio.Future[None] | None:
-        return self._upload.put(piece) if self._upload is not None else None
+        if self._upload is None or self._sending.done():
+            return None  # the answer, or the failure, is waiting to be read
+        return self._upload.put(piece)
 
     def write_end(self) -> None:
         if self._upload is not None:
@@ -157,16 +196,15 @@ class Http2Upstream:
         self._flowing.set()
 
     def close(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-        if not self._sending.done():
+        finished, self._finished = self._finished, None
+        if finished is None:
+            return
+        if not self._whole:
+            if self._reading is not None:
+                self._reading.cancel()
             self._sending.cancel()
         self._sending.add_done_callback(_retrieved)
-        response, self._response = self._response, None
-        if response is not None:
-            task = self._loop.create_task(response.aclose())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+        finished(self._whole)
 
 
 class _Stream(httpx.AsyncByteStream):
@@ -177,17 +215,22 @@ class _Stream(httpx.AsyncByteStream):
         return self._upload.__aiter__()
 
 
-def _request(backend: Backend, call: Call, connect_s: float) -> tuple[httpx.Request, bool]:
-    """The request as httpx takes it, and whether its body is fed later."""
+def _request(backend: Backend, call: Call, connect_s: float) -> tuple[httpx.Request, _Upload | None]:
+    """The request as httpx takes it, and what feeds its body if that comes later."""
     host = f"[{backend.host}]" if ":" in backend.host else backend.host
     headers: list[tuple[bytes, bytes]] = [(b"host", (backend.host_header or backend.authority).encode())]
     for line in call.header_lines.split(b"\r\n"):
         name, separator, value = line.partition(b": ")
         if separator:
             headers.append((name, value))
-    streamed = call.body is None
-    if streamed and call.content_length is not None:
-        headers.append((b"content-length", b"%d" % call.content_length))
+    upload = None
+    if call.body is None:
+        upload = _Upload(asyncio.get_running_loop())
+        # httpcore looks at these to know that there is a body; in HTTP/2 the second never goes out.
+        length = call.content_length
+        headers.append(
+            (b"content-length", b"%d" % length) if length is not None else (b"transfer-encoding", b"chunked")
+        )
     elif call.body:
         headers.append((b"content-length", b"%d" % len(call.body)))
     url = httpx.URL(scheme=backend.scheme, host=host.strip("[]"), port=backend.port, raw_path=call.target)
@@ -195,13 +238,13 @@ def _request(backend: Backend, call: Call, connect_s: float) -> tuple[httpx.Requ
         call.method.decode(),
         url,
         headers=headers,
-        content=call.body or None,
+        stream=_Stream(upload) if upload is not None else httpx.ByteStream(call.body or b""),
         extensions={
             "timeout": {"connect": connect_s, "read": None, "write": None, "pool": connect_s},
             "sni_hostname": backend.tls_server_name or backend.host,
         },
     )
-    return request, streamed
+    return request, upload
 
 
 def _retrieved(task: asyncio.Task[httpx.Response]) -> None:

@@ -185,12 +185,14 @@ class HttpxClient:
 _PEER = ("scheme", "host", "port", "http2", "host_header", "tls_ca_file", "tls_verify", "tls_server_name")
 
 
-def new_client(backend: Backend, connections: int = MAX_CONNECTIONS) -> httpx.AsyncClient:
+def new_client(
+    backend: Backend, connections: int = MAX_CONNECTIONS, tls: ssl.SSLContext | None = None
+) -> httpx.AsyncClient:
     """A client for one server: nothing from the environment, no redirects, at most so many connections."""
     # Cleartext HTTP/2 has no negotiation: with http2 set, it is what is spoken.
     prior_knowledge = backend.http2 and backend.scheme != "https"
     transport = httpx.AsyncHTTPTransport(
-        verify=_tls(backend),
+        verify=tls or tls_of(backend),
         trust_env=False,
         http1=not prior_knowledge,
         http2=backend.http2,
@@ -200,7 +202,7 @@ def new_client(backend: Backend, connections: int = MAX_CONNECTIONS) -> httpx.As
     return httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
 
 
-def _tls(backend: Backend) -> ssl.SSLContext:
+def tls_of(backend: Backend) -> ssl.SSLContext:
     if backend.scheme != "https":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody; never used
     try:
