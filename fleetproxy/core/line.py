@@ -146,13 +146,9 @@ class Line:
                 if entry is None:
                     break
                 # Its turn has come here; if it has also come at a free column it prefers, it goes there.
-                chosen = column
-                for preferred in entry.columns:
-                    if preferred == column:
-                        break
-                    if room.get(preferred, 0) > 0 and self._next(preferred) is entry:
-                        chosen = preferred
-                        break
+                better = entry.columns[: entry.columns.index(column)]
+                open_to_it = (at for at in better if room.get(at, 0) > 0 and self._next(at) is entry)
+                chosen = next(open_to_it, column)
                 self._remove(entry, turn_taken=chosen)
                 self._granted[entry.key] = chosen
                 self._kept[chosen] = self.kept(chosen) + 1

@@ -9,20 +9,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fleetproxy.core.backend import Backend
 from fleetproxy.core.table import Limits, RoutedBackend, RoutingTable, Snapshot
 from fleetproxy.errors import NoBackend, QueueFull, QueueTimeout
-from fleetproxy.hub.door import Door
-from fleetproxy.hub.line import WaitingLine
-from fleetproxy.hub.proxies import Proxies
-from fleetproxy.hub.session import Sessions
-from fleetproxy.hub.tunnels import Tunnels
-from fleetproxy.hub.workers import Workers
+from fleetproxy.hub.main import Hub
 from fleetproxy.link import board as load_board
 from fleetproxy.link.board import Board
+from fleetproxy.process import Process
 from fleetproxy.proxy.waiting import Waiting
+from fleetproxy.settings import Settings
 from fleetproxy.transport.hub import HubClient
 from fleetproxy.wire import frames, payloads
 
@@ -57,10 +55,10 @@ class House:
         self.stack = AsyncExitStack()
 
     async def open(self, first: Snapshot) -> None:
-        loop = asyncio.get_running_loop()
-        self.line = WaitingLine(self.board, loop)
-        workers = Workers(self.board, self.line, loop, lambda news: None)
-        self.proxies = Proxies(self.line, workers, Tunnels(Door(Sessions(workers, loop), loop)))
+        (self.path.parent / "boot").write_text("b007")
+        (self.path.parent / "settings.json").write_bytes(msgspec.json.encode(Settings()))
+        self.hub = Hub(Process("hub", 0, self.path.parent), self.board)
+        self.line, self.proxies = self.hub.waiting, self.hub.proxies
         self.server = await self.proxies.listen(self.path)
         self.line.publish(first)
 

@@ -208,3 +208,15 @@ def test_an_end_with_an_empty_error_has_failed_all_the_same() -> None:
     end = read_agent('{"type":"http_proxy_response_end","request_id":"r","error":{}}')
     assert isinstance(end, nfrx.ResponseEnd)
     assert end.failed
+
+
+def test_an_order_whose_body_is_not_base64_names_its_request() -> None:
+    with pytest.raises(NfrxError) as caught:
+        read_server('{"type":"http_proxy_request","request_id":"r9","body":"%%%"}')
+    assert caught.value.request_id == "r9"
+
+
+@pytest.mark.parametrize("kind", ["job_request", "cancel_job", "models_update", "something new"])
+def test_what_nobody_acts_on_is_read_and_written_by_its_type_alone(kind: str) -> None:
+    other = nfrx.Other(type=kind)
+    assert read_agent(write(other)) == read_server(write(other)) == other
