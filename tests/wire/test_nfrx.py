@@ -220,3 +220,10 @@ def test_an_order_whose_body_is_not_base64_names_its_request() -> None:
 def test_what_nobody_acts_on_is_read_and_written_by_its_type_alone(kind: str) -> None:
     other = nfrx.Other(type=kind)
     assert read_agent(write(other)) == read_server(write(other)) == other
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "null", '"register"'])
+def test_only_objects_are_messages(text: str) -> None:
+    for read in (read_agent, read_server):
+        with pytest.raises(NfrxError, match="not a JSON object"):
+            read(text)
