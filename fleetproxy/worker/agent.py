@@ -21,10 +21,12 @@ from fleetproxy.wire.frames import SUBPROTOCOL, FrameError
 from fleetproxy.wire.nfrx import NfrxError
 from fleetproxy.worker import machine
 from fleetproxy.worker.desk import Desk
+from fleetproxy.worker.frame_side import FrameSide
+from fleetproxy.worker.nfrx_side import NfrxSide
 from fleetproxy.worker.options import Options
 from fleetproxy.worker.outbox import Outbox
 from fleetproxy.worker.probe import Probe, ProbeFailed
-from fleetproxy.worker.sides import FrameSide, NfrxSide, Side
+from fleetproxy.worker.sides import Side
 
 _log = logging.getLogger("fleetproxy.worker")
 
