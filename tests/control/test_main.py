@@ -302,7 +302,7 @@ async def test_what_processes_and_workers_report_reaches_metrics(folder: Path, f
         hub.link.send(Count({"retries:connect_failed": 3}, {"hub_workers": 2.0}))
         hub.link.send(WorkersPulse((Pulse("llm", "w1", 1.0),)))
         async with asyncio.timeout(10):
-            while "fleetproxy_hub_workers" not in (await browser.get("/metrics")).text:
+            while "fleetproxy_workers_connected 2.0" not in (await browser.get("/metrics")).text:
                 await asyncio.sleep(0.1)
         await hub.leave()
 
