@@ -99,11 +99,11 @@ class _Peer:
                 self._buffer += data
                 self._news.set()
                 await self.reading.wait()
-            self._gone("fin")
+            self.gone("fin")
         except (ConnectionError, OSError):
-            self._gone("reset")
+            self.gone("reset")
 
-    def _gone(self, how: Literal["fin", "reset"]) -> None:
+    def gone(self, how: Literal["fin", "reset"]) -> None:
         self.closed_s, self.closed_by = time.monotonic(), how
         self._mark()
         self._news.set()
@@ -140,6 +140,8 @@ class _Peer:
             head=raw,
             arrived_s=time.monotonic(),
         )
+        if self.closed_s is not None:  # it came together with its sender's goodbye
+            self._mark()
         return self.seen
 
     async def body(self, seen: Seen) -> None:
@@ -313,7 +315,8 @@ class FaultUpstream:
             while await self._play(peer, *await self._next(peer)):
                 pass
         except OSError:  # the peer left, or spoke no TLS
-            pass
+            if peer is not None and peer.closed_s is None:
+                peer.gone("reset")
         finally:
             if peer is None:
                 sock.close()

@@ -168,3 +168,21 @@ async def test_tls_is_spoken_and_cut_without_a_word() -> None:
         writer.close()
         # A server that does not trust its peer's words: plain bytes on the TLS port end the connection.
         assert (await exchange(upstream.host, upstream.port, ASK)).end in {"fin", "reset"}
+
+
+async def test_a_goodbye_that_comes_with_a_later_request_is_seen_too() -> None:
+    async with FaultUpstream() as upstream:
+        upstream.choose = lambda number, _: (
+            [Send(response(body=b"1")), Sleep(0.05), Keep()]
+            if number == 1
+            else [Sleep(0.01), Send(NDJSON_HEAD), Sleep(0.01), Send(chunk(b"x")), Sleep(0.01), Send(LAST_CHUNK), Keep()]
+        )
+        client = await connect(upstream.host, upstream.port)
+        await client.send(ASK)
+        await client.answer()
+        await client.send(ASK)
+        client.close()
+        async with asyncio.timeout(5):
+            while len(upstream.requests) < 2 or upstream.running():
+                await asyncio.sleep(0.002)
+        assert upstream.requests[1].closed_s is not None
