@@ -72,7 +72,7 @@ class End:
 class Meeting:
     """A channel with the ends that have come."""
 
-    __slots__ = ("_ends", "_timer", "_transfers", "_whole", "_written", "channel")
+    __slots__ = ("_ends", "_taken", "_timer", "_transfers", "_whole", "_written", "channel")
 
     def __init__(self, channel: Channel, transfers: Transfers) -> None:
         self.channel = channel
@@ -81,6 +81,8 @@ class Meeting:
         self._timer: asyncio.TimerHandle | None = None
         #: Something of the body has been passed on, or its end.
         self._written = False
+        #: The reader has all of it.
+        self._taken = False
         #: The writer has said that it is done.
         self._whole = False
 
@@ -138,23 +140,32 @@ class Meeting:
             reader.proxy.send_data(frames.header(frames.DATA, reader.number, len(payload)), payload)
         else:
             self._whole = True
-            reader.say(frames.END)
+            if self._taken:
+                self._complete()
+            else:
+                reader.say(frames.END)
 
     def from_reader(self, kind: int, payload: bytes) -> None:
         writer = self._ends.get("writer")
         if kind == frames.WINDOW and writer is not None and self.channel.paired:
             writer.say(frames.WINDOW, payload)
-        elif kind == frames.END and self._whole and writer is not None:
-            writer.say(frames.END)
-            for end in self._ends.values():
-                end.forget()
-            self._ends.clear()
-            self._transfers.counts["completed"] += 1
-            self._transfers.leave(self.channel, "reader")
+        elif kind == frames.END and self._written and not self._taken:
+            # A reader that was told the length knows that it has all of it, maybe before the writer's END is here.
+            self._taken = True
+            if self._whole:
+                self._complete()
         elif kind == frames.WINDOW:
             raise FrameError("a reader that has nothing may not give credit")
         else:
             raise FrameError(f"a {frames.NAMES[kind]} frame does not come from a reader now")
+
+    def _complete(self) -> None:
+        self._ends["writer"].say(frames.END)
+        for end in self._ends.values():
+            end.forget()
+        self._ends.clear()
+        self._transfers.counts["completed"] += 1
+        self._transfers.leave(self.channel, "reader")
 
 
 class Transfers:

@@ -269,8 +269,8 @@ async def test_t08_much_goes_through_in_little_memory(stage: Stage) -> None:
 
 
 def watch(pids: dict[str, int], peak: dict[str, int]) -> None:
-    for name in peak:
-        peak[name] = max(peak[name], memory_bytes(pids[name]))
+    for name, most in peak.items():
+        peak[name] = max(most, memory_bytes(pids[name]))
 
 
 async def through(stage: Stage, megabytes: int, watch: Callable[[], None] = lambda: None) -> None:
@@ -302,7 +302,7 @@ async def through(stage: Stage, megabytes: int, watch: Callable[[], None] = lamb
 async def test_t09_channels_are_bounded_and_secret(open_stage: OpenStage) -> None:
     keys = [{"name": name, "key": f"key-of-{name}"} for name in ("anna", "ben", "carl")]
     limits = {"channels": 9, "channels_per_key": 4, "ttl_s": 1.5}
-    stage = await open_stage(processes=2, auth={"proxy": "required"}, transfer=limits, keys=keys)
+    stage = await open_stage(processes=2, transfer=limits, keys=keys)
 
     async def make(name: str) -> Answer:
         return await stage.ask("/api/transfer", b"", (("Authorization", f"Bearer key-of-{name}"),))
@@ -370,7 +370,7 @@ async def test_t10_roles_of_strangers_are_nothing(open_stage: OpenStage) -> None
 
 async def test_t10_a_channel_may_be_its_makers_alone(open_stage: OpenStage) -> None:
     keys = [{"name": name, "key": f"key-of-{name}"} for name in ("anna", "ben")]
-    stage = await open_stage(auth={"proxy": "required"}, transfer={"same_key": True}, keys=keys)
+    stage = await open_stage(transfer={"same_key": True}, keys=keys)
     anna, ben = ((("X-Ollama-Api-Key", f"key-of-{name}"),) for name in ("anna", "ben"))
     channel = await made(stage, anna)
     answer = await read(stage, channel, ben)
