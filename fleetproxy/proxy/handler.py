@@ -25,6 +25,7 @@ from fleetproxy.proxy.body import read_announced, read_chunked
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.relay import Relay
+from fleetproxy.proxy.scatter import Scatter
 from fleetproxy.wire.head import Head
 from fleetproxy.wire.peek import Peek, inject, peek
 
@@ -35,6 +36,7 @@ class Handler:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._relay = Relay(plane)
+        self._scatter = Scatter(plane, self._relay)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, head: Head) -> None:
         plane = self._plane
@@ -54,7 +56,10 @@ class Handler:
             seen = self._peek(exchange, body)
             exchange.operation = operation = self._operation(exchange, seen)
             body = self._inject(exchange.snapshot, endpoint, seen, body)
-            await self._relay.relay(exchange, operation, body, seen)
+            if endpoint.shape == "scatter" and seen is not None:
+                await self._scatter.serve(exchange, operation, body, seen)
+            else:
+                await self._relay.relay(exchange, operation, body, seen)
         except FleetError as error:
             await self._refuse(exchange, error)
         except asyncio.CancelledError:

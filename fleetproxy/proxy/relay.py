@@ -54,12 +54,22 @@ class Relay:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
 
-    async def relay(self, exchange: Exchange, operation: Operation, body: bytes, seen: Peek | None) -> None:
-        """Serve one request whose body is at hand. Raises FleetError when nobody could serve it."""
+    async def relay(
+        self,
+        exchange: Exchange,
+        operation: Operation,
+        body: bytes,
+        seen: Peek | None,
+        decided: Candidates | Wait | None = None,
+    ) -> None:
+        """Serve one request whose body is at hand. `decided` is what `decide` gave, where it was asked already.
+
+        Raises FleetError when nobody could serve it.
+        """
         plane = self._plane
-        decision = self._decide(exchange, operation)
+        decision = decided or self.decide(exchange, operation)
         counted = isinstance(decision, Wait)
-        routes = (await self._stand(exchange, operation, decision),) if isinstance(decision, Wait) else decision.routes
+        routes = (await self.stand(exchange, operation, decision),) if isinstance(decision, Wait) else decision.routes
         failures: list[FleetError] = []
         for position, route in enumerate(routes):
             last = position + 1 == len(routes)
@@ -76,12 +86,7 @@ class Relay:
             except BackendError as error:
                 failures.append(error)
                 if last or not pass_on(error, operation.endpoint, failures) or not plane.retries.retry():
-                    failure = final(failures, operation.model or "")
-                    if isinstance(failure, ModelUnknown):
-                        snapshot = exchange.snapshot
-                        hide = snapshot.access.hide_backends
-                        failure = model_unknown(snapshot.table, operation, hide_backends=hide)
-                    raise failure from None
+                    raise verdict(exchange, operation, failures) from None
                 exchange.retries += 1
                 plane.counters[f"retries:{error.code}"] += 1
             finally:
@@ -93,8 +98,8 @@ class Relay:
         """Serve a request whose body goes through as it comes: one backend, no second try once a byte was sent."""
         plane, limits = self._plane, exchange.snapshot.limits
         exchange.operation = operation
-        decision = self._decide(exchange, operation)
-        route = await self._stand(exchange, operation, decision) if isinstance(decision, Wait) else decision.routes[0]
+        decision = self.decide(exchange, operation)
+        route = await self.stand(exchange, operation, decision) if isinstance(decision, Wait) else decision.routes[0]
         backend = exchange.snapshot.table.backends[route.backend].backend
         exchange.backend = backend
         if not isinstance(decision, Wait):  # who stood in line has been counted when the slot was granted
@@ -102,7 +107,7 @@ class Relay:
         exchange.attempt_began = plane.clock()
         upstream: Upstream | None = None
         try:
-            call = self._call(exchange, route, None)
+            call = self.call(exchange, route, None)
             upstream = await plane.transport(backend).open(backend, call, limits.connect_s)
             exchange.sent_at = plane.clock()
             answering = asyncio.ensure_future(upstream.answer())
@@ -153,7 +158,7 @@ class Relay:
 
     # --- choosing ------------------------------------------------------------------------------------------------
 
-    def _decide(self, exchange: Exchange, operation: Operation) -> Candidates | Wait:
+    def decide(self, exchange: Exchange, operation: Operation) -> Candidates | Wait:
         """Whom to ask, in order of preference. Raises what nobody can be asked for."""
         plane = self._plane
         via = exchange.head.own.get(b"via")
@@ -168,7 +173,7 @@ class Relay:
         exchange.pin_ignored = decision.pin_ignored
         return decision
 
-    async def _stand(self, exchange: Exchange, operation: Operation, wait: Wait) -> Route:
+    async def stand(self, exchange: Exchange, operation: Operation, wait: Wait) -> Route:
         """Stand in line; the route whose slot was granted, counted already."""
         backends = exchange.snapshot.table.backends
         column = await Line(self._plane, exchange, operation).stand(wait.columns)
@@ -196,7 +201,7 @@ class Relay:
         status: int | None = None
         failure: str | None = None
         try:
-            call = self._call(exchange, route, body)
+            call = self.call(exchange, route, body)
             exchange.limit(limits.first_byte_s if endpoint.patient else limits.first_byte_other_s, BackendTimeout)
             transport = plane.transport(backend)
             try:
@@ -208,7 +213,7 @@ class Relay:
                 # more on a fresh one (reads only: writes never use kept connections). Not the server's failure.
                 if upstream is not None:
                     upstream.close()
-                call = self._call(exchange, route, body, fresh=True)
+                call = self.call(exchange, route, body, fresh=True)
                 upstream = await transport.open(backend, call, limits.connect_s)
                 exchange.sent_at = plane.clock()
                 answer = await upstream.answer()
@@ -266,7 +271,8 @@ class Relay:
             answer.body = upstream.take()
         return answer.body
 
-    def _call(self, exchange: Exchange, route: Route, body: bytes | None, *, fresh: bool = False) -> Call:
+    def call(self, exchange: Exchange, route: Route, body: bytes | None, *, fresh: bool = False) -> Call:
+        """The request as this route's backend gets it."""
         backend = exchange.snapshot.table.backends[route.backend].backend
         head = exchange.head
         endpoint = exchange.endpoint
@@ -368,6 +374,15 @@ class Relay:
                 waits: set[asyncio.Future[Any]] = {drained, answering}
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         upstream.write_end()
+
+
+def verdict(exchange: Exchange, operation: Operation, failures: list[FleetError]) -> FleetError:
+    """The one error the caller sees when nobody is left to be asked."""
+    failure = final(failures, operation.model or "")
+    if isinstance(failure, ModelUnknown):
+        snapshot = exchange.snapshot
+        return model_unknown(snapshot.table, operation, hide_backends=snapshot.access.hide_backends)
+    return failure
 
 
 def _content_type(headers: Headers) -> bytes:

@@ -135,6 +135,23 @@ def rewrite_model(body: bytes, model: str, seen: Peek | None = None) -> bytes:
     return body
 
 
+def around(body: bytes, seen: Peek, field: str) -> tuple[bytes, bytes]:
+    """The bytes before and after the value of a top-level field that is there; of one that stands twice, the last."""
+    before, after = body, b""
+    for key, start, end in _entries(body, seen.fields):
+        if key == field:
+            before, after = body[:start], body[end:]
+    return before, after
+
+
+def elements(seen: Peek, field: str) -> list[Raw]:
+    """The values of a field that is an array, as they stand there. Raises BadJson when it is none."""
+    try:
+        return _ITEMS.decode(seen.fields[field])
+    except msgspec.MsgspecError:
+        raise BadJson(f"`{field}` must be an array.") from None
+
+
 def inject(body: bytes, seen: Peek, *, keep_alive: str | None = None, num_ctx: int | None = None) -> bytes:
     """The body with Ollama's `keep_alive` and `options.num_ctx` where the caller set none.
 

@@ -34,8 +34,8 @@ from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.recorder import Recorder
 from fleetproxy.proxy.waiting import Waiting
 from fleetproxy.testing.fault import FaultUpstream
-from fleetproxy.transport.pool import Http1Transport, tls_context
 from fleetproxy.transport.hub import HubClient
+from fleetproxy.transport.pool import Http1Transport, tls_context
 
 
 class Running:
