@@ -18,6 +18,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -218,8 +219,7 @@ class Supervisor:
     def _say_ready(self) -> None:
         count = len(self.settings.servers)
         fleet = f"{count} server{'' if count == 1 else 's'}" if count else "no servers yet"
-        with contextlib.suppress(OSError):
-            os.write(1, f"fleetproxy is ready: {self.url} ({fleet}; dashboard {self.url}/dashboard)\n".encode())
+        _say(f"fleetproxy is ready: {self.url} ({fleet})\n")
         notify(f"READY=1\nSTATUS=Serving {fleet} at {self.url}\nMAINPID={os.getpid()}")
 
     async def _until(self, done: Callable[[], bool], timeout_s: float) -> bool:
@@ -398,3 +398,11 @@ def _url(settings: Settings) -> str:
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     host = f"[{host}]" if ":" in host else host
     return f"{'https' if settings.tls.cert else 'http'}://{host}:{settings.port}"
+
+
+def _say(text: str) -> None:
+    """Write to standard output; to its end when it is a file, for the log may go there too, by its own descriptor."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.fstat(1).st_mode):
+            os.lseek(1, 0, os.SEEK_END)
+        os.write(1, text.encode())
