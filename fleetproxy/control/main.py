@@ -255,6 +255,7 @@ class Control:
             await asyncio.sleep(BEAT_S)
             try:
                 self.fleet.tick()
+                self.metrics.count("control", Count(self.services.counters(), {}))
                 self.columns.reclaim(self.link.acknowledged, lambda c: self.board.load(c) + self.board.waiting(c))
             except OSError as error:
                 _log.warning("the map of the load board could not be written: %s", error.strerror)

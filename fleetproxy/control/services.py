@@ -54,6 +54,7 @@ LOCAL_KEY_FILE = "local.key"
 #: In the data folder: an administrator existed once, so an empty state has been lost, not newly made.
 CLAIMED_FILE = "state.claimed"
 HOUSEKEEPING_S = 3600.0
+AGAIN_S = 5.0
 _PARTS = ("housekeeping", "notifier", "new models", "calendar")
 
 T = TypeVar("T")
@@ -108,9 +109,7 @@ class Services:
         actions_of_jobs = Actions(
             fleet, caller, self.transport, exports=data / "exports", upkeep=lambda: self.upkeep, now=now
         )
-        self.calendar = Calendar(
-            store, actions_of_jobs, now, put=self._write_down, failed=self.notifier.job_failed
-        )
+        self.calendar = Calendar(store, actions_of_jobs, now, put=self._write_down, failed=self.notifier.job_failed)
         self.discovery = Discovery(caller, lambda: settings().discovery)
         #: Questions about the plan of jobs: answered now, and waiting.
         self.planning_slots = asyncio.Semaphore(2)
@@ -153,12 +152,21 @@ class Services:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Everything that goes on beside the calls, until `stop`."""
-        parts = [self._keep_house(), self.notifier.run(), self.new_models.run(), self.calendar.run()]
-        running = [self.spawn(part, name) for part, name in zip(parts, _PARTS, strict=True)]
+        parts = (self._keep_house, self.notifier.run, self.new_models.run, self.calendar.run)
+        running = [self.spawn(self._keep_going(part, name), name) for part, name in zip(parts, _PARTS, strict=True)]
         await stop.wait()
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+    async def _keep_going(self, part: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """A part that fails is begun anew after a while; the others go on meanwhile."""
+        while True:
+            try:
+                await part()
+            except Exception:
+                _log.exception("%s failed; it is begun anew in %.0f s", name, AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
 
     async def _keep_house(self) -> None:
         """Ended sessions go, a copy of the state is made each day."""
@@ -191,6 +199,19 @@ class Services:
     async def lasting(self, work: Coroutine[Any, Any, T], name: str) -> T:
         """Wait for work that goes on when the caller leaves."""
         return await asyncio.shield(self.spawn(work, name))
+
+    def counters(self) -> dict[str, int]:
+        """Counters since start, as the exporter knows them."""
+        outbox = self.notifier.outbox
+        return {
+            **{f"job_runs:{result}": count for result, count in self.calendar.counts.items()},
+            "notices:sent": outbox.sent,
+            "notices:failed": outbox.failed,
+            "notices:dropped": outbox.dropped + self.notifier.overrun,
+            "notices:muted": self.notifier.muted,
+            "state_refused:busy": self.store.refused,
+            "state_refused:logins": self.hasher.refused,
+        }
 
     def hurry_all(self) -> None:
         for backend, _ in self.fleet.backends():

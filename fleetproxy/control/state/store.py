@@ -16,11 +16,14 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from fleetproxy import log
 from fleetproxy.control.state import upgrade
 from fleetproxy.errors import StoreUnavailable
+
+_log = log.get("control.state")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,7 +116,8 @@ class Store:
             # Shielded: a caller that leaves must not leave a change half reported; the thread finishes it either way.
             call = asyncio.get_running_loop().run_in_executor(self._thread, self._transact, write, work)
             result = await asyncio.shield(call)
-        except OperationalError as error:
+        except DBAPIError as error:
+            _log.error("the operational state cannot be used: %s", error.orig)
             raise StoreUnavailable("the store cannot be read or written now; see the log") from error
         finally:
             self._waiting -= 1
@@ -141,7 +145,8 @@ def _file_of(where: Path | str) -> Path | None:
 def _engine_options(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {"isolation_level": "SERIALIZABLE", "pool_pre_ping": True}
-    return {"connect_args": {"check_same_thread": False, "timeout": 10.0}}
+    # One connection is all one thread can use.
+    return {"connect_args": {"check_same_thread": False, "timeout": 10.0}, "pool_size": 1, "max_overflow": 0}
 
 
 def _tune_sqlite(engine: Engine) -> None:

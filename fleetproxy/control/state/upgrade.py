@@ -51,19 +51,19 @@ def prepare_file(path: Path) -> Path | None:
 def migrate(engine: Engine, path: Path | None) -> None:
     """Bring the schema to HEAD, in one transaction: killed at any step, the old schema is still there."""
     with engine.connect() as connection:
-        current = _revision(engine)
-        if current == HEAD:
-            return
-        if current is not None and current not in KNOWN:
-            raise StoreNewer(
-                f"the operational state was written by a newer fleetproxy (schema {current}; this one knows {HEAD}): "
-                "start that version, or restore the copy it made in backups/ before it migrated"
-            )
-        connection.rollback()
+        current = _revision(connection)
+    if current == HEAD:
+        return
+    if current is not None and current not in KNOWN:
+        raise StoreNewer(
+            f"the operational state was written by a newer fleetproxy (schema {current}; this one knows {HEAD}): "
+            "start that version, or restore the copy it made in backups/ before it migrated"
+        )
     if path is not None and current is not None:
         copy_database(path, backups_folder(path) / f"state-before-{HEAD}-{_stamp()}.db")
     with engine.connect().execution_options(fleet_write=True) as connection, connection.begin():
-        if _revision_in(connection) != HEAD:
+        # Looked at again under the lock: another process may have been quicker.
+        if _revision(connection) != HEAD:
             _run_alembic(connection)
 
 
@@ -165,12 +165,7 @@ def _restore(path: Path, damage: str) -> Path:
     )
 
 
-def _revision(engine: Engine) -> str | None:
-    with engine.connect() as connection:
-        return _revision_in(connection)
-
-
-def _revision_in(connection: Connection) -> str | None:
+def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
     return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar() or "") or None

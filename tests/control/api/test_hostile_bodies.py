@@ -29,7 +29,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /api/servers": {
         "name": "s", "url": "http://10.0.0.1", "kind": "ollama", "apiKey": "k", "vramGb": 1, "maxConcurrent": 1,
         "host": "10.0.0.2", "ramGb": 1, "backendType": "vllm", "metricsPort": 1, "isDisabled": False,
-        "isDraining": False, "embeddingBatchSize": 1, "tlsVerify": True, "tlsServerName": "x", "hostHeader": "x", "http2": False,
+        "isDraining": False, "embeddingBatchSize": 1, "tlsVerify": True, "tlsServerName": "x",
+        "hostHeader": "x", "http2": False,
     },
     "PATCH /api/servers/1": {"isDisabled": False, "isDraining": False, "vramGb": 1, "url": "http://10.0.0.1"},
     "POST /api/scheduled-jobs": {

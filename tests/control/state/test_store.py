@@ -245,3 +245,24 @@ def test_a_week_of_daily_copies_is_kept(path: Path) -> None:
     names = sorted(copy.name for copy in upgrade.backups_folder(path).iterdir())
     assert names[0] == "state-daily-20261105.db"
     assert len(names) == upgrade.DAILY_KEPT
+
+
+async def test_a_full_disk_refuses_changes_and_goes_on_when_there_is_room(path: Path) -> None:
+    store = await Store.open(path)
+    await store.write(users.create, "ann", "hash", True, NOW)
+
+    def limit(session: Session, pages: int) -> None:
+        session.connection().exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+    def fill(session: Session) -> None:
+        for number in range(500):
+            users.create(session, f"user{number}", "h" * 1000, False, NOW)
+
+    await store.read(limit, 1)
+    with pytest.raises(StoreUnavailable, match="see the log"):
+        await store.write(fill)
+    assert [user.username for user in await store.read(users.all_users)] == ["ann"]
+    await store.read(limit, 1_000_000)
+    await store.write(fill)
+    assert len(await store.read(users.all_users)) == 501
+    await store.close()
