@@ -7,7 +7,7 @@
     500, 502, 503                                  next, once                no
     timeout, any other answer, anything committed  no                        no
 
-"next" is bounded: each backend once, and retries stay within the budget (`RetryBudget`).
+"next" is bounded: each backend once, and retries of what a backend may have seen within the budget (`RetryBudget`).
 """
 
 from __future__ import annotations
@@ -97,8 +97,13 @@ class RetryBudget:
             self._retries = 0
         self._requests += 1
 
-    def retry(self) -> bool:
-        """Take one retry out of the budget; False when it is used up."""
+    def retry(self, error: FleetError | None = None) -> bool:
+        """Take one retry out of the budget; False when it is used up.
+
+        A failure of which no backend saw anything costs nothing: asking the next one adds no load anywhere.
+        """
+        if error is not None and error.resendable:
+            return True
         requests, retries = self._before
         if retries + self._retries + 1 > (requests + self._requests) * self.share + self.extra:
             return False

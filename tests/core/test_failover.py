@@ -105,3 +105,10 @@ def test_what_went_well_before_pays_for_what_breaks_at_once() -> None:
     assert not budget.retry()
     budget.request(500.0)
     assert [budget.retry() for _ in range(9)].count(True) == 3
+
+
+def test_failures_nobody_saw_cost_nothing() -> None:
+    budget = RetryBudget(0.2)
+    budget.request(0.0)
+    assert all(budget.retry(errors.ConnectFailed()) for _ in range(100))
+    assert [budget.retry(errors.BackendReset()) for _ in range(9)].count(True) == 3
