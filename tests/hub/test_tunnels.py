@@ -205,7 +205,9 @@ async def test_a_draining_proxy_keeps_a_busy_workers_socket_until_its_answer_is_
     proxy = place.processes[1]
     proxy.send_signal(signal.SIGTERM)
     with pytest.raises(InvalidStatus) as refused:
-        await connect(place.url, compression=None)
+        while True:  # until the signal has been heard
+            async with connect(place.url, compression=None):
+                await asyncio.sleep(0.01)
     assert refused.value.response.status_code == 503
     await agent.answer(order, b"{}")
     assert await asking == (200, b"{}")

@@ -317,6 +317,7 @@ async def test_without_a_hub_the_wait_ends_at_its_own_limit(house: House) -> Non
     with pytest.raises(QueueTimeout):
         await proxy.wait(0, timeout_s=0.05)
     await house.open(snapshot(1))
+    await until(lambda: len(house.proxies) == 1)
 
 
 async def test_waiters_of_a_server_that_vanished_are_sent_away(house: House) -> None:
