@@ -117,6 +117,14 @@ class Place:
                     await asyncio.sleep(0.02)
 
 
+async def knock_until_refused(url: str) -> None:
+    """A signal takes a moment to be heard."""
+    async with asyncio.timeout(10):
+        while True:
+            async with connect(url, compression=None):
+                await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
     place, stop = Place(tmp_path), asyncio.Event()
@@ -205,9 +213,7 @@ async def test_a_draining_proxy_keeps_a_busy_workers_socket_until_its_answer_is_
     proxy = place.processes[1]
     proxy.send_signal(signal.SIGTERM)
     with pytest.raises(InvalidStatus) as refused:
-        while True:  # until the signal has been heard
-            async with connect(place.url, compression=None):
-                await asyncio.sleep(0.01)
+        await knock_until_refused(place.url)
     assert refused.value.response.status_code == 503
     await agent.answer(order, b"{}")
     assert await asking == (200, b"{}")
