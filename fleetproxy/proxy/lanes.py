@@ -209,7 +209,7 @@ class Job:
         plane = self._plane
         self._failures.append(error)
         others = [place for place in range(len(self.routes)) if place not in piece.tried]
-        if not others or not pass_on(error, self._operation.endpoint, [error]) or not plane.retries.retry():
+        if not others or not pass_on(error, self._operation.endpoint, [error]) or not plane.retries.retry(error):
             raise verdict(self._exchange, self._operation, self._failures)
         self._exchange.retries += 1
         plane.counters[f"retries:{error.code}"] += 1

@@ -85,7 +85,7 @@ class Relay:
                 return
             except BackendError as error:
                 failures.append(error)
-                if last or not pass_on(error, operation.endpoint, failures) or not plane.retries.retry():
+                if last or not pass_on(error, operation.endpoint, failures) or not plane.retries.retry(error):
                     raise verdict(exchange, operation, failures) from None
                 exchange.retries += 1
                 plane.counters[f"retries:{error.code}"] += 1
