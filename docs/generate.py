@@ -10,6 +10,8 @@ from pathlib import Path
 
 from fleetproxy.cli import COMMANDS, main
 from fleetproxy.control.analytics.dictionary import page as tables_page
+from fleetproxy.control.api.reference import every_handler
+from fleetproxy.control.api.reference import page as api_page
 from fleetproxy.control.metrics.dictionary import page as metrics_page
 from fleetproxy.settings import Settings
 from fleetproxy.settings.ancestors import ANCESTORS, UNUSED
@@ -65,6 +67,7 @@ def pages() -> dict[str, str]:
         "commands.md": "".join(_commands()),
         "tables.md": tables_page(),
         "metrics.md": metrics_page(),
+        "api.md": api_page(every_handler()),
         "fleetproxy.schema.json": json.dumps(schema(), indent=2) + "\n",
     }
 

@@ -156,10 +156,7 @@ def describe(cron: Cron) -> str:
         for fits, phrase in _PHRASES:
             if fits(minute, hour, day, month, weekday):
                 return phrase(minute, hour, day, month, weekday)
-    try:
-        words = _Search(cron.plain, datetime(2000, 1, 1)).explain()  # noqa: DTZ001  (only the fields are read)
-    except (CronSimError, ValueError, IndexError, KeyError, AttributeError, TypeError):
-        words = cron.text
+    words = _Search(cron.plain, datetime(2000, 1, 1)).explain()  # noqa: DTZ001  (only the fields are read)
     return words[0].upper() + words[1:]
 
 

@@ -295,6 +295,12 @@ def test_plain_words(text: str, words: str) -> None:
     assert describe(parse(text, UTC_ZONE)) == words
 
 
+@given(expressions, st.sampled_from(ZONES))
+def test_every_expression_has_words(text: str, where: ZoneInfo) -> None:
+    words = describe(parsed(text, where))
+    assert words[0].isupper()
+
+
 @pytest.mark.parametrize("name", ["UTC", "Europe/Berlin", "America/Argentina/Buenos_Aires", "Etc/GMT+5"])
 def test_zones_have_names(name: str) -> None:
     assert zone(name).key == name

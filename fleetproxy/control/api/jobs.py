@@ -71,6 +71,7 @@ async def create_job(request: FleetRequest) -> dict[str, Any]:
 
 @get("/api/scheduled-jobs/{job_id:str}", opt=USER)
 async def show_job(request: FleetRequest, job_id: FromPath[str]) -> dict[str, Any]:
+    """One job."""
     services = services_of(request)
     job = await services.store.read(rows.get, path_id(job_id, "job ID"))
     return (await _shown_all(services, [job]))[0]
@@ -91,6 +92,7 @@ async def change_job(request: FleetRequest, job_id: FromPath[str]) -> dict[str, 
 
 @delete("/api/scheduled-jobs/{job_id:str}", opt=ADMIN, status_code=200)
 async def delete_job(request: FleetRequest, job_id: FromPath[str]) -> dict[str, Any]:
+    """Delete a job with its runs."""
     services = services_of(request)
     job = await services.store.write(rows.remove, path_id(job_id, "job ID"))
     services.calendar.changed()

@@ -94,6 +94,7 @@ async def change_chat(request: FleetRequest) -> dict[str, bool]:
 
 @delete("/api/settings/telegram", opt=USER, status_code=200)
 async def remove_chat(request: FleetRequest) -> dict[str, bool]:
+    """Forget the caller's own chat."""
     await services_of(request).store.write(notices.drop_chat, request.user.own.id)
     return {"ok": True}
 
@@ -127,11 +128,13 @@ async def change_subscriptions(request: FleetRequest) -> dict[str, bool]:
 
 @get("/api/settings/fleet", opt=USER)
 async def show_options(request: FleetRequest) -> dict[str, Any]:
+    """The fleet's options."""
     return await services_of(request).store.read(options.everything)
 
 
 @put("/api/settings/fleet", opt=ADMIN)
 async def change_option(request: FleetRequest) -> dict[str, bool]:
+    """Set one of the fleet's options."""
     services = services_of(request)
     asked = await body(request, OptionUpdate, "Invalid setting key")
     if asked.key not in options.DEFAULTS:
@@ -155,6 +158,7 @@ async def show_webhook(request: FleetRequest) -> Response[dict[str, Any] | None]
 
 @put("/api/settings/webhook", opt=ADMIN)
 async def change_webhook(request: FleetRequest) -> dict[str, bool]:
+    """Set where notices are posted. The secret is never shown; the mask sent back keeps it."""
     services = services_of(request)
     asked = await body(request, WebhookUpdate, WEBHOOK_FAULT)
     unknown = sorted(set(asked.events) - set(KINDS))
@@ -173,6 +177,7 @@ async def change_webhook(request: FleetRequest) -> dict[str, bool]:
 
 @delete("/api/settings/webhook", opt=ADMIN, status_code=200)
 async def remove_webhook(request: FleetRequest) -> dict[str, bool]:
+    """Post notices nowhere."""
     await services_of(request).store.write(notices.drop_webhook)
     return {"ok": True}
 

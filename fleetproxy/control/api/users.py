@@ -67,6 +67,7 @@ async def list_users(request: FleetRequest) -> list[dict[str, Any]]:
 
 @post("/api/users", opt=ADMIN, status_code=201)
 async def create_user(request: FleetRequest) -> dict[str, Any]:
+    """A new user; 409 when the name is taken."""
     services = services_of(request)
     asked = await body(request, NewUser, SETUP_FAULT)
     refuse_unfit(asked.username, asked.password)
