@@ -216,3 +216,30 @@ async def test_accounts_survive_a_restart_and_a_killed_control(service: Service)
         again.cookies.set("fleet_session", cookie)
         assert (await again.get("/api/auth/me")).json()["user"]["username"] == "root"
         assert (await again.post("/api/auth/setup", json=ROOT)).status_code == 403
+
+
+async def test_no_secret_is_in_the_log_at_any_level(fake: MakeFake, start: MakeService) -> None:
+    one = fake("one", models="phi", speed=0)
+    token = "987654:canary-telegram-token-in-a-path"
+    service = start(
+        {"one": one.url},
+        settings={"log": {"level": "debug", "format": "json"}, "telegram": {"api_url": "http://127.0.0.1:9"}},
+    )
+    async with administrator(service) as admin, browser(service) as program:
+        refused = await admin.put("/api/settings/telegram", json={"botToken": token, "chatId": "1"})
+        assert refused.json() == {"error": "Failed to validate bot token"}
+        await admin.post("/api/auth/login", json={**ROOT, "password": "canary-wrong-password"})
+        key = (await admin.post("/api/users/1/api-key")).json()["apiKey"]
+        await admin.post("/api/servers", json={"name": "s", "url": "http://127.0.0.1:9", "apiKey": "canary-server-key"})
+        await admin.put("/api/settings/webhook", json={"url": "http://127.0.0.1:9/", "secret": "canary-hook-secret"})
+        chat = {"model": "phi", "messages": [{"role": "user", "content": "canary-prompt"}], "stream": False}
+        await program.post("/api/chat", json=chat, headers={"authorization": f"Bearer {key}"})
+        cookie = admin.cookies["fleet_session"]
+    await asyncio.to_thread(service.stop)
+    written = service.text()
+    secrets = [token, "canary", key, cookie, ROOT["password"], "$argon2"]
+    assert not [secret for secret in secrets if secret in written]
+    kept = b"".join(path.read_bytes() for path in service.data.rglob("*") if path.is_file())
+    assert not [
+        secret for secret in (key, cookie, ROOT["password"], "canary-prompt", "canary-wrong") if secret.encode() in kept
+    ]
