@@ -152,7 +152,7 @@ async def test_a_worker_at_the_public_port_serves_requests_from_the_public_port(
     await until(lambda: any(isinstance(message, WorkersSeen) and message.present for message in place.messages))
     serving = asyncio.ensure_future(serve())
     async with asyncio.timeout(20):
-        while (answer := await place.post("/v1/chat/completions", {"model": "m", "messages": []}))[0] == 404:
+        while (answer := await place.post("/v1/chat/completions", {"model": "m", "messages": []}))[0] != 200:
             await asyncio.sleep(0.02)
     assert answer == (200, b'{"path":"/chat/completions"}')
     big = {"model": "m", "messages": [{"role": "user", "content": "x" * 3_000_000}]}
