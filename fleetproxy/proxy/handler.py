@@ -176,7 +176,10 @@ class Handler:
             self._plane.recorder.put(exchange)
             return
         started = exchange.committed or exchange.started_by_us
-        outcome = "truncated" if started else ("backend_error" if error.side == "backend" else "refused")
+        if started:
+            outcome = "aborted" if isinstance(error, Draining) else "truncated"
+        else:
+            outcome = "backend_error" if error.side == "backend" else "refused"
         exchange.fail(error, outcome)  # type: ignore[arg-type]
         if started:
             event = self._relay.error_event(exchange, error)

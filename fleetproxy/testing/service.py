@@ -13,7 +13,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -38,11 +38,12 @@ class Service(Spawned):
         settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         allowed: Iterable[str] = (),
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.data = folder / "data"
         self.config = folder / "fleetproxy.toml"
-        words = [sys.executable, "-m", "fleetproxy", "serve", "--config", str(self.config)]
+        words = [*wrapper, sys.executable, "-m", "fleetproxy", "serve", "--config", str(self.config)]
         super().__init__(words, folder / "serve.log", environment)
         #: Patterns of log lines this test provokes on purpose.
         self.allowed = [re.compile(pattern) for pattern in allowed]

@@ -73,9 +73,10 @@ class Stage:
         processes: int = 1,
         upstreams: Mapping[str, FaultUpstream] | None = None,
         servers: Mapping[str, Mapping[str, Any]] | None = None,
+        wrapper: Sequence[str] = (),
         **settings: Any,
     ) -> Self:
-        """Start the upstreams and the service. `servers` adds to single servers' settings."""
+        """Start the upstreams and the service. `servers` adds to single servers' settings, `wrapper` starts it."""
         made = dict(upstreams or cls.usual())
         for upstream in made.values():
             upstream.listen()
@@ -88,7 +89,7 @@ class Stage:
             for name, upstream in made.items()
         }
         options = {"timeouts": TIMEOUTS, "routing": ROUTING, **settings}
-        service = Service(folder, entries, processes=processes, settings=options)
+        service = Service(folder, entries, processes=processes, settings=options, wrapper=wrapper)
         stage = cls(service, made)
         try:
             await asyncio.to_thread(service.start)

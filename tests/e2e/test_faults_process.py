@@ -20,6 +20,7 @@ import pytest
 from fleetproxy.testing.processes import cpu_s
 from fleetproxy.testing.raw import Answer, RawClient, request
 from fleetproxy.testing.script import LAST_CHUNK, NDJSON_HEAD, Keep, Send, Sleep, Stall, chunk, response
+from fleetproxy.testing.spawned import until
 from fleetproxy.testing.stage import Stage, eventually
 from tests.e2e.fault_cases import rounds
 
@@ -67,7 +68,8 @@ async def test_p01_a_killed_proxy_takes_only_its_own_streams(open_stage: OpenSta
     while "proxy-0" not in stage.service.pids() or stage.service.pids()["proxy-0"] == before["proxy-0"]:
         assert time.monotonic() - killed_s < 10
         try:
-            await (await stage.connect()).closed(within_s=0.01)
+            async with await stage.connect() as probe:
+                await probe.closed(within_s=0.01)
         except ConnectionRefusedError:
             refused += 1
     assert refused == 0
@@ -88,7 +90,7 @@ async def test_p01_a_killed_proxy_takes_only_its_own_streams(open_stage: OpenSta
     assert all(LAST not in rest.body for rest in broken)
     served = [(await stage.ask(headers=(("Connection", "close"),))).status for _ in range(20)]
     assert set(served) == {200}
-    await eventually(lambda: stage.service.in_flight() == 0, 3.0)
+    await asyncio.to_thread(until, lambda: stage.service.in_flight() == 0, 3.0, "again as it was")
     assert stage.service.pids()["proxy-1"] == before["proxy-1"]
     release.set()
 
@@ -127,7 +129,7 @@ async def test_p05_sigterm_refuses_new_work_and_finishes_the_old(open_stage: Ope
     stage["a"].script = [Send(NDJSON_HEAD), Send(chunk(LINE)), Sleep(1.5), *END]
     clients = await opened(stage, 6)
     stage.service.signal(signal.SIGTERM)
-    await eventually(lambda: stage.service.status("/readyz") == 503, 2.0, "draining is said")
+    await asyncio.to_thread(until, lambda: stage.service.status("/readyz") == 503, 2.0, "draining is said")
     refused = await stage.ask(within_s=2)
     assert refused.status == 503
     assert refused.header("retry-after")
@@ -220,30 +222,30 @@ async def test_p14_a_taken_port_is_refused_in_a_sentence(tmp_path: Path) -> None
 
 
 async def test_p09_out_of_descriptors_is_survived(open_stage: OpenStage) -> None:
-    """A flood of connections against a process that may open few more: streams live on, and it recovers."""
-    stage = await open_stage(timeouts={"stream_idle_s": 60, "first_byte_s": 60})
+    """`ulimit -n 256` and a flood of connections: streams live on, no core is burnt, and it recovers."""
+    stage = await open_stage(
+        wrapper=["prlimit", "--nofile=256:256"], timeouts={"stream_idle_s": 60, "first_byte_s": 60}
+    )
     (streaming,) = await opened_stalled(stage, 1)
     pid = stage.service.pids()["proxy-0"]
-    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 40, limits[1]))
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[1] == 256
     flood: list[RawClient] = []
     try:
-        for _ in range(120):
+        for _ in range(400):
             flood.append(await stage.connect())
         before, started = cpu_s(pid), time.monotonic()
         await asyncio.sleep(1.0)
         busy = (cpu_s(pid) - before) / (time.monotonic() - started)
-        assert busy < 0.5, f"{busy:.0%} of a core while saturated"
+        assert busy < 0.2, f"{busy:.0%} of a core while saturated"
+        assert await streaming.closed(within_s=0.1) == "silent"
     finally:
         for client in flood:
             client.close()
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
-    await eventually(lambda: stage.service.status("/healthz") == 200, 5.0)
+        streaming.close()
+    await asyncio.to_thread(until, lambda: stage.service.status("/healthz") == 200, 5.0, "healthy again")
     assert (await stage.ask()).status == 200
-    assert await streaming.closed(within_s=0.1) == "silent"
-    streaming.close()
     assert stage.service.pids()["proxy-0"] == pid
+    await stage.settle()
 
 
 async def test_p10_out_of_memory_is_survived(open_stage: OpenStage) -> None:
@@ -267,7 +269,7 @@ async def test_p10_out_of_memory_is_survived(open_stage: OpenStage) -> None:
     assert set(statuses) <= {200, 500, 503, None}
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(pid, resource.RLIMIT_AS, limits)
-    await eventually(lambda: stage.service.status("/readyz") == 200, 10.0)
+    await asyncio.to_thread(until, lambda: stage.service.status("/readyz") == 200, 10.0, "again as it was")
     for _ in range(3):
         assert (await stage.ask()).status == 200
     assert (await stage.records())[-1]["outcome"] == "ok"
