@@ -13,7 +13,18 @@ from fleetproxy.core.backend import DIALECTS, Backend, BackendState, DiskModel, 
 from fleetproxy.core.fleet import Fleet, compile_table
 from fleetproxy.core.names import canonical
 from fleetproxy.core.operation import Endpoint, Operation
-from fleetproxy.core.selection import Candidates, Decision, Refuse, Wait, is_full, rank, renames, routes_of, speaks
+from fleetproxy.core.selection import (
+    Candidates,
+    Decision,
+    Refuse,
+    Wait,
+    is_full,
+    place_of,
+    rank,
+    renames,
+    routes_of,
+    speaks,
+)
 from fleetproxy.core.table import RESIDENT, Route, RoutingTable
 from fleetproxy.errors import (
     BadRequest,
@@ -497,3 +508,8 @@ def test_keys_for_some_models_get_no_others() -> None:
 )
 def test_only_ollama_knows_its_models_by_every_spelling(kind: Any, asked: str, served: str, renamed: bool) -> None:
     assert renames(backend("a", 0, kind=kind), asking(CHAT, asked), Route(0, RESIDENT, served)) is renamed
+
+
+def test_a_place_is_a_workers_id_or_a_name() -> None:
+    table = fleet_of(a=(backend("A", 0), ""), w=(backend("w", 1, kind="worker", scheme="hub", host="id-1"), ""))
+    assert [place_of(table, name) for name in ("a", "id-1", "W", "ID-1", "127.0.0.1")] == [0, 1, 1, None, None]

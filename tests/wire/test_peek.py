@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fleetproxy.errors import BadJson, MissingBody
-from fleetproxy.wire.peek import inject, peek, rewrite_model
+from fleetproxy.wire.peek import around, elements, inject, peek, rewrite_model
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(-1e9, 1e9) | st.text(max_size=12)
 VALUES = st.recursive(
@@ -250,3 +250,30 @@ def test_the_first_filled_field_names_the_model(
 )
 def test_inputs_are_texts_or_token_arrays(body: bytes, inputs: int) -> None:
     assert peek(body).inputs == inputs
+
+
+@given(bodies(), st.data())
+def test_what_is_around_a_field_is_everything_else(made: tuple[bytes, dict[str, Any]], data: st.DataObject) -> None:
+    body, fields = made
+    field = data.draw(st.sampled_from(list(fields)))
+    before, after = around(body, peek(body), field)
+    assert json.loads(before + b"[1]" + after) == {**fields, field: [1]}
+    assert json.loads(body[len(before) : len(body) - len(after)]) == fields[field]
+
+
+def test_of_a_field_that_stands_twice_the_last_is_meant() -> None:
+    body = b'{"input":["a"],"model":"m","input":["b"]}'
+    before, after = around(body, peek(body), "input")
+    assert before + b"X" + after == b'{"input":["a"],"model":"m","input":X}'
+
+
+@given(st.lists(VALUES, max_size=5))
+def test_elements_are_the_bytes_of_each(values: list[Any]) -> None:
+    seen = peek(json.dumps({"input": values}).encode())
+    assert [json.loads(bytes(raw)) for raw in elements(seen, "input")] == values
+
+
+@pytest.mark.parametrize("value", [b'"a"', b"1", b"null", b"{}"])
+def test_what_is_no_array_has_no_elements(value: bytes) -> None:
+    with pytest.raises(BadJson, match="`input` must be an array"):
+        elements(peek(b'{"input":' + value + b"}"), "input")

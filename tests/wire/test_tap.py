@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fleetproxy.core.operation import Endpoint
 from fleetproxy.core.usage import NOTHING, Usage
 from fleetproxy.families.registry import find
+from fleetproxy.wire import report
 from fleetproxy.wire.tap import HEAD_BYTES, TAIL_BYTES, Seen, Tap
 
 PATHS = {
@@ -285,6 +286,7 @@ def test_streams_are_read(marker: str, body: bytes, seen: Seen) -> None:
 )
 def test_whole_bodies_are_read(body: Any, usage: Usage) -> None:
     data = dumps(body)
+    assert report.of_body(data) == usage
     assert feed("sse_done", [data], streamed=False)[1] == Seen(usage, False, None)
     assert feed(None, [data[:7], data[7:]])[1] == Seen(usage, False, None)
 
@@ -312,6 +314,7 @@ def test_bodies_too_large_to_keep_are_read_at_both_ends(body: Any, usage: Usage,
     data = dumps(body)
     chunks = [data[at : at + size] for at in range(0, len(data), size)]
     assert feed(None, chunks, streamed=False)[1] == Seen(usage, False, None)
+    assert report.of_body(data) == usage
 
 
 @pytest.mark.parametrize("size", [1000, 65_536, 10**6])
