@@ -191,6 +191,30 @@ class TooManyTransfers(ClientError):
     status, code, retry_after_s = 429, "too_many_transfers", 5.0
 
 
+class BadRpc(ClientError):
+    """The body is not a JSON-RPC message."""
+
+    code = "bad_rpc"
+
+    def __init__(self, message: str = "", identity: bytes = b"") -> None:
+        super().__init__(message)
+        #: The message's id as it came, where one could be told.
+        self.identity = identity
+
+
+class RelayFrameLimit(ClientError):
+    """This relay speaks nfrx's protocol, which takes messages of at most 32768 bytes; `fleetproxy worker mcp` has no
+    such limit."""
+
+    status, code = 413, "relay_frame_limit"
+
+
+class TooManyCalls(ClientError):
+    """This caller has as many calls running at this relay as it may; wait for one to end."""
+
+    status, code, retry_after_s = 429, "too_many_calls", 1.0
+
+
 class BadQuery(ClientError):
     """The query is not one SELECT or EXPLAIN that can be answered."""
 
@@ -245,6 +269,12 @@ class ServerUnavailable(ProxyError):
     """The server named by X-Ollama-Pin-Server is offline or in maintenance."""
 
     code, retry_after_s = "server_unavailable", 5.0
+
+
+class RelayOffline(ProxyError):
+    """No MCP relay of this id is connected."""
+
+    code, retry_after_s = "relay_offline", 5.0
 
 
 class NoBackend(ProxyError):
@@ -362,6 +392,30 @@ class BackendRefused(BackendError):
     """Every server that has this model refused the request."""
 
     code = "backend_refused"
+
+
+class RelayRefused(BackendError):
+    """The MCP relay did not take the call."""
+
+    status, code = 503, "relay_refused"
+
+
+class RelayUnauthorized(BackendError):
+    """The MCP relay wants another token; send it as `Authorization: Bearer <token>`."""
+
+    status, code = 401, "relay_unauthorized"
+
+
+class RelayNoAnswer(BackendError):
+    """The MCP relay ended the call without an answer."""
+
+    code = "relay_no_answer"
+
+
+class RelayAnswerTooLarge(BackendError):
+    """The MCP server's answer is larger than this server passes on (`mcp.max_response_bytes`)."""
+
+    code = "relay_answer_too_large"
 
 
 class TransferFailed(BackendError):

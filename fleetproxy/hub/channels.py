@@ -194,9 +194,9 @@ class Transfers:
             same_key=ours.same_key,
         )
 
-    def open(self, proxy: Proxy, number: int, request: bytes) -> None:
+    def open(self, proxy: Proxy, number: int, opening: payloads.Open) -> None:
         """A proxy process brings an end, or wants a new channel. Raises FrameError when it makes no sense."""
-        asked = payloads.decode(request, payloads.Transfer)
+        asked = payloads.decode(opening.request, payloads.Transfer)
         if asked.action == "create":
             self._make(proxy, number, asked)
             return

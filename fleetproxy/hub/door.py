@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter, OrderedDict
 
 from fleetproxy.core import access, backoff, dialin
+from fleetproxy.hub.relays import RelaySession
 from fleetproxy.hub.session import Session, Sessions
 from fleetproxy.hub.sockets import Admission, Guest, Refusal, Socket
 from fleetproxy.settings import Settings
@@ -17,7 +18,7 @@ MAX_SOCKETS, MAX_STRANGERS = 2560, 512
 #: Addresses whose wrong keys are remembered; the oldest are forgotten first.
 MAX_ADDRESSES = 4096
 #: Families whose workers speak the worker protocol.
-WORKER_FAMILIES = frozenset({"llm", "asr"})
+WORKER_FAMILIES = frozenset({"llm", "asr", "mcp"})
 
 DRAINING = Refusal(503, "draining")
 NOT_FOUND = Refusal(404, "404 page not found")
@@ -51,6 +52,7 @@ class Door:
         self._families = WORKER_FAMILIES.intersection(settings.plugins)
         self._hosts = frozenset(host.lower() for host in settings.hosts) or frozenset({""})
         self._proxies = access.networks(auth.trusted_proxies)
+        self._sessions.max_response_bytes = settings.mcp.max_response_bytes
         self._sessions.rules = dialin.Rules(
             client_key=auth.client_key, roles=auth.client_http_roles, strict=auth.strict_client_key
         )
@@ -89,8 +91,10 @@ class Door:
         roles = dialin.role_list(own.get(b"x-user-roles")) if believed else ()
         ours = SUBPROTOCOL in _subprotocols(knock)
 
+        kind = RelaySession if family == "mcp" else Session
+
         def guest(socket: Socket) -> Guest:
-            return Session(socket, self._sessions, family=family, ours=ours, header_key=header_key, roles=roles)
+            return kind(socket, self._sessions, family=family, ours=ours, header_key=header_key, roles=roles)
 
         return Admission(SUBPROTOCOL if ours else "", guest)
 

@@ -13,7 +13,8 @@ from fleetproxy.hub import memory, sockets
 from fleetproxy.hub.channels import Transfers
 from fleetproxy.hub.door import Door
 from fleetproxy.hub.line import SWEEP_S, WaitingLine
-from fleetproxy.hub.proxies import Proxies
+from fleetproxy.hub.proxies import Opener, Proxies
+from fleetproxy.hub.relays import Calls
 from fleetproxy.hub.session import Sessions
 from fleetproxy.hub.tunnels import Tunnels
 from fleetproxy.hub.workers import Connected, News, Workers
@@ -48,7 +49,13 @@ class Hub:
         self.door = Door(self.sessions, loop)
         self.tunnels = Tunnels(self.door)
         self.transfers = Transfers(loop)
-        self.proxies = Proxies(self.waiting, self.workers, self.tunnels, self.transfers, self._greeting)
+        self.calls = Calls(self.workers)
+        openers: dict[str, Opener] = {
+            "tunnel": self.tunnels.open,
+            "channel": self.transfers.open,
+            "relay": self.calls.open,
+        }
+        self.proxies = Proxies(self.waiting, self.workers, openers, self._greeting)
         hello = Hello(process.name, os.getpid(), process.boot)
         self.link = LinkClient(process.runtime / "link.sock", hello, self._publish, on_rotate=lambda: None)
         #: Connections to control at which it was told of all workers.
@@ -60,6 +67,7 @@ class Hub:
     def _configure(self) -> None:
         self.door.configure(self._process.settings)
         self.transfers.configure(self._process.settings)
+        self.calls.configure(self._process.settings)
 
     def _publish(self, snapshot: Snapshot) -> None:
         self.workers.reserved_names = frozenset(
@@ -103,6 +111,7 @@ class Hub:
         counters |= {f"worker_sockets:{word}": number for word, number in self.sessions.counts.items()}
         counters |= {f"worker_refusals:{word}": number for word, number in self.door.counts.items()}
         counters |= {f"transfers:{word}": number for word, number in self.transfers.counts.items()}
+        counters |= {f"relay_calls:{word}": number for word, number in self.calls.counts.items()}
         counters["transfer_bytes"] = self.transfers.passed_bytes
         counters["tunnels_refused"] = self.tunnels.refused
         counters["link_dropped"] = link.dropped
@@ -113,6 +122,7 @@ class Hub:
             "hub_sockets": float(len(self.door)),
             "hub_tunnels": float(len(self.tunnels)),
             "transfer_channels": float(len(self.transfers)),
+            "relay_calls_open": float(len(self.calls)),
             "hub_held_bytes": float(self.sessions.held.answers + self.sessions.held.collecting),
             "hub_resident_bytes": float(resident_bytes),
         }

@@ -6,14 +6,12 @@ import asyncio
 import itertools
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fleetproxy.hub import line
-from fleetproxy.hub.channels import Transfers
 from fleetproxy.hub.line import WaitingLine
 from fleetproxy.hub.streams import Stream, StreamEnd
-from fleetproxy.hub.tunnels import Tunnels
 from fleetproxy.hub.workers import Workers
 from fleetproxy.transport.framed import FramedConnection
 from fleetproxy.wire import frames, payloads
@@ -41,6 +39,10 @@ class Proxy:
         self.send_data = connection.send_data
 
 
+#: Opens a stream of a proxy process to something other than a worker. Raises FrameError when that makes no sense.
+Opener = Callable[[Proxy, int, payloads.Open], None]
+
+
 class Proxies:
     """Serves hub.sock; hands each frame to whom it concerns. `greeting()` is what a new connection is told first."""
 
@@ -48,14 +50,12 @@ class Proxies:
         self,
         waiting: WaitingLine,
         workers: Workers,
-        tunnels: Tunnels,
-        transfers: Transfers,
+        openers: Mapping[str, Opener],
         greeting: Callable[[], bytes] = bytes,
     ) -> None:
         self._waiting = waiting
         self._workers = workers
-        self._tunnels = tunnels
-        self._transfers = transfers
+        self._openers = openers
         self._greeting = greeting
         self._by_connection: dict[FramedConnection, Proxy] = {}
         self._numbers = itertools.count(1)
@@ -139,12 +139,11 @@ class Proxies:
                     return
                 stream = proxy.streams[number] = Stream(proxy, number, worker)
                 worker.take(stream, opening.request)
-            case "tunnel":
-                self._tunnels.open(proxy, number, opening.request)
-            case "channel":
-                self._transfers.open(proxy, number, opening.request)
-            case _:
-                raise FrameError(f"there is nothing called {opening.to} behind the hub")
+            case other:
+                opener = self._openers.get(other)
+                if opener is None:
+                    raise FrameError(f"there is nothing called {other} behind the hub")
+                opener(proxy, number, opening)
 
     def _lost(self, connection: FramedConnection) -> None:
         proxy = self._by_connection.pop(connection, None)

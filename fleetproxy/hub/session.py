@@ -43,6 +43,8 @@ class Sessions:
         self.loop = loop
         self.rules = dialin.Rules()
         self.held = Held()
+        #: The largest answer of a stock MCP relay.
+        self.max_response_bytes = 10 * 1024 * 1024
         #: Of sockets that have not registered yet.
         self.strangers = 0
         self.open: set[Session] = set()
@@ -68,6 +70,9 @@ class Sessions:
 
 class Session:
     """A `sockets.Guest`: the far end is a worker, or wants to be one."""
+
+    #: After this much silence it is dismissed, with this code and reason.
+    silence_s, silence_code, silence_reason = SILENCE_S, POLICY, "silent"
 
     def __init__(
         self,
@@ -205,6 +210,10 @@ class Session:
                 sessions.on_wrong_key(self._socket.remote)
             self._refuse(nfrx.UNAUTHORIZED)
             return None
+        objection = self._objection(who.worker_id, proven=bool(sessions.rules.client_key))
+        if objection is not None:
+            self._refuse(objection)
+            return None
         connected = sessions.workers.join(who, offer, link, lambda reason: self._dismiss(reason, POLICY))
         if connected is None:
             self._dismiss("full", TRY_LATER)
@@ -215,6 +224,10 @@ class Session:
         self._connected = connected
         self._link = link
         return connected
+
+    def _objection(self, worker_id: str, *, proven: bool) -> str | None:
+        """Why somebody who may come in may not do so under this id; None: he may. `proven`: a key was asked for."""
+        return None
 
     def _refuse(self, reason: str) -> None:
         self._dismiss(reason, POLICY)
@@ -262,8 +275,8 @@ class Session:
         if unsent == 0 or unsent < self._unsent:
             self._moved_s = now_s
         self._unsent = unsent
-        if now_s - self._heard_s > SILENCE_S:
-            self._dismiss("silent", POLICY)
+        if now_s - self._heard_s > self.silence_s:
+            self._dismiss(self.silence_reason, self.silence_code)
         elif unsent and now_s - self._moved_s > STALL_S:
             self._sessions.count("stalled")
             self._socket.abort()

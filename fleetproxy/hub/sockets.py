@@ -56,8 +56,8 @@ class Socket(Protocol):
     def unsent_bytes(self) -> int:
         """What still waits to be taken by the peer."""
 
-    def trust(self) -> None:
-        """The peer has shown who it is: the wider bounds hold from now on."""
+    def trust(self, message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        """The peer has shown who it is: the wider bounds hold from now on, its messages may be so long."""
 
     def send(self, data: str | bytes) -> bool:
         """Send a message; never blocks. False when the socket is closed."""
@@ -132,8 +132,8 @@ class DirectSocket(asyncio.Protocol):
     def unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
-    def trust(self) -> None:
-        self._websocket.max_message_size = MAX_MESSAGE_BYTES
+    def trust(self, message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self._websocket.max_message_size = message_bytes
         self._max_unsent = MAX_UNSENT_BYTES
 
     def send(self, data: str | bytes) -> bool:

@@ -90,8 +90,8 @@ class Tunnel:
     def unsent_bytes(self) -> int:
         return self._queued_bytes + WINDOW_BYTES - min(self._credit, WINDOW_BYTES)
 
-    def trust(self) -> None:
-        self._max_message = MAX_MESSAGE_BYTES
+    def trust(self, message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self._max_message = message_bytes
         self._max_unsent = MAX_UNSENT_BYTES
 
     def send(self, data: str | bytes) -> bool:
@@ -199,9 +199,9 @@ class Tunnels:
     def __len__(self) -> int:
         return self._open
 
-    def open(self, proxy: Proxy, number: int, request: bytes) -> None:
+    def open(self, proxy: Proxy, number: int, opening: payloads.Open) -> None:
         """A proxy brings a WebSocket upgrade. Raises FrameError when it makes no sense."""
-        knock = payloads.decode(request, payloads.Knock)
+        knock = payloads.decode(opening.request, payloads.Knock)
         counted = _CountedDoor(self, self._door)
         if self._open >= MAX_TUNNELS or not counted.offered():
             self.refused += 1

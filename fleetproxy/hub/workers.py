@@ -126,6 +126,10 @@ class Workers:
         connected = self._by_column.get(column)
         return connected if connected is not None and connected.worker.id == worker_id else None
 
+    def connected(self, family: str, worker_id: str) -> Connected | None:
+        """The worker of this id, if it is there."""
+        return self._by_key.get((family, worker_id))
+
     def join(self, who: Credentials, offer: Offer, link: Link, dismiss: Callable[[str], None]) -> Connected | None:
         """Take a worker in; one of the same id makes room, its socket is old. None when no column is left."""
         worker_id = printable(who.worker_id, MAX_LABEL_CHARACTERS) or secrets.token_hex(8)

@@ -20,6 +20,7 @@ from fleetproxy.link.spool import Spool
 from fleetproxy.listen import Listener, serve
 from fleetproxy.process import Process
 from fleetproxy.proxy.app import Guest, build
+from fleetproxy.proxy.mcp import Mcp
 from fleetproxy.proxy.passage import Passage
 from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.presence import Presence
@@ -66,7 +67,10 @@ async def main(process: Process) -> None:
     )
     plane.observe = lambda backend, kind: link.send(Observe(backend=backend, kind=kind))
     tunnels = Tunnels(plane, hub)
-    guests: dict[str, Guest] = {"transfer": Transfer(plane, hub, lambda: process.settings)}
+    guests: dict[str, Guest] = {
+        "mcp": Mcp(plane, hub, lambda: process.settings.mcp),
+        "transfer": Transfer(plane, hub, lambda: process.settings),
+    }
     app = build(plane, Passage(plane, process.runtime / "control.sock"), tunnels, guests)
 
     stop = asyncio.Event()

@@ -16,8 +16,9 @@ from fleetproxy.transport.hub import HubClient
 from fleetproxy.wire import frames, payloads
 from fleetproxy.wire.frames import WINDOW_BYTES, FrameError
 
-#: Larger messages close the socket, as at `hub.listen`.
+#: Larger messages close the socket, as at `hub.listen`. An MCP relay's answer is one message.
 MAX_MESSAGE_BYTES = frames.MAX_PAYLOAD_BYTES - 1
+MAX_RELAY_MESSAGE_BYTES = 16 * 1024 * 1024 - 1
 FRAGMENT_BYTES = 64 * 1024
 #: The hub has this long to say whether the socket may come in.
 WELCOME_S = 10.0
@@ -48,9 +49,13 @@ class Tunnel:
         self.welcome: asyncio.Future[payloads.Welcome] = loop.create_future()
         #: How the hub ended it: the close to pass on; None while it lives.
         self.closed: payloads.Close | None = None
+        #: The longest message the worker may send.
+        self.max_message_bytes = MAX_MESSAGE_BYTES
 
     def open(self, knock: payloads.Knock) -> bool:
         """Ask the hub; the answer is `welcome`. False when it is not there."""
+        if knock.path.startswith("/api/mcp/"):
+            self.max_message_bytes = MAX_RELAY_MESSAGE_BYTES
         number = self._hub.open(self)
         if number is None:
             return False
@@ -274,7 +279,7 @@ async def _read(tunnel: Tunnel, receive: Receive) -> bool:
             return True
         text = message.get("text")
         data: str | bytes = text if text is not None else message.get("bytes") or b""
-        if len(data) > MAX_MESSAGE_BYTES:
+        if len(data) > tunnel.max_message_bytes:
             tunnel.close(1009, "message too big")
             return False
         await tunnel.give(data)

@@ -254,6 +254,21 @@ class Transfer(Section, frozen=True, kw_only=True):
     same_key: bool = False
 
 
+class Mcp(Section, frozen=True, kw_only=True):
+    """MCP servers behind relays (`/api/mcp`)."""
+
+    #: A key of ours is needed to call relays, as X-Ollama-Api-Key or x-api-key: the bearer token is the relay's own.
+    require_key: bool = False
+    #: Calls one caller may have running at one relay.
+    calls_per_caller: Positive = 16
+    #: Until a call is answered.
+    timeout_s: Seconds = 120.0
+    #: Largest request.
+    max_request_bytes: Positive = 10 * 1024 * 1024
+    #: Largest answer of a relay that speaks nfrx's protocol; it is held whole.
+    max_response_bytes: Annotated[int, Meta(ge=1024, le=15 * 1024 * 1024)] = 10 * 1024 * 1024
+
+
 class Analytics(Section, frozen=True, kw_only=True):
     #: Rows older than this are deleted.
     retention_days: Positive = 90
@@ -347,6 +362,7 @@ class Settings(Section, frozen=True, kw_only=True):
     dashboard: Dashboard = Dashboard()
     hub: Hub = Hub()
     transfer: Transfer = Transfer()
+    mcp: Mcp = Mcp()
     analytics: Analytics = Analytics()
     telegram: Telegram = Telegram()
     wan: Wan = Wan()

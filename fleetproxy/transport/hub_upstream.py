@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
+from collections.abc import Callable
 
 from fleetproxy import errors
 from fleetproxy.core.backend import Backend
@@ -42,6 +43,13 @@ ERRORS: dict[str, type[FleetError]] = {
         errors.BodyTooLarge,
         errors.Forbidden,
         errors.Overloaded,
+        errors.RelayAnswerTooLarge,
+        errors.RelayFrameLimit,
+        errors.RelayNoAnswer,
+        errors.RelayOffline,
+        errors.RelayRefused,
+        errors.RelayUnauthorized,
+        errors.TooManyCalls,
         errors.TooManyTransfers,
         errors.TransferExpired,
         errors.TransferFailed,
@@ -97,7 +105,11 @@ class HubUpstream:
         self._error: FleetError | None = None
 
     def start(self, backend: Backend, call: Call) -> None:
-        """Send the request. Raises ConnectFailed when the hub is not there."""
+        """Send the request to a worker. Raises ConnectFailed when the hub is not there."""
+        self.ask(call, lambda request: payloads.Open("worker", backend.host, backend.column, request))
+
+    def ask(self, call: Call, opening: Callable[[bytes], payloads.Open]) -> None:
+        """Send the request to whom `opening` names. Raises ConnectFailed when the hub is not there."""
         hub = self._hub
         number = hub.open(self)
         if number is None:
@@ -107,8 +119,7 @@ class HubUpstream:
         body = call.body
         length = call.content_length if body is None else len(body)
         request = payloads.Request(call.method.decode("latin-1"), call.target, call.header_lines, length)
-        opening = payloads.Open("worker", backend.host, backend.column, payloads.encode(request))
-        out = [frames.encode(frames.OPEN, number, payloads.encode(opening))]
+        out = [frames.encode(frames.OPEN, number, payloads.encode(opening(payloads.encode(request))))]
         if body is not None:
             self._body.extend(body[at : at + PIECE_BYTES] for at in range(0, len(body), PIECE_BYTES))
             self._ended_out = True

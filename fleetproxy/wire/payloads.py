@@ -90,7 +90,8 @@ class Refuse(Payload, frozen=True):
 class Open(Payload, frozen=True):
     """OPEN, proxy to hub: a stream to somebody who dialled in, or a socket that came in at the public port."""
 
-    #: "worker": `request` is a Request; "tunnel": it is a Knock; "channel": it is a Transfer.
+    #: "worker": `request` is a Request; "tunnel": it is a Knock; "channel": it is a Transfer;
+    #: "relay": it is a RelayCall.
     to: Word
     #: The worker's id; a stale route never reaches another one that got the same column since.
     who: Annotated[str, Meta(max_length=256)]
@@ -183,6 +184,26 @@ class Transfer(Payload, frozen=True):
     #: What the writer said of its body.
     content_type: Annotated[bytes, Meta(max_length=1024)] = b""
     content_length: Annotated[int, Meta(ge=0)] | None = None
+
+
+# --- MCP relays ----------------------------------------------------------------------------------------------------
+
+
+class RelayCall(Payload, frozen=True):
+    """`Open.request` of a call to an MCP relay; its body follows as DATA, as that of a Request."""
+
+    #: Whose call it is: calls are counted by caller. Never shown.
+    caller: Annotated[str, Meta(max_length=256)]
+    #: "call": a JSON-RPC request; "message": a notification, a response, the end of a session; "stream": events.
+    kind: Word
+    #: The JSON-RPC method, "" when there is none.
+    method: Annotated[str, Meta(max_length=256)]
+    #: For the relay's log.
+    request_id: Annotated[str, Meta(max_length=128)]
+    #: The caller's token for the relay, "" when there is none.
+    token: Annotated[str, Meta(max_length=8192)]
+    #: An encoded Request.
+    request: bytes
 
 
 # --- our own agents --------------------------------------------------------------------------------------------------
