@@ -10,6 +10,7 @@ What may be tried again is decided in `core/failover.py`; this module acts on it
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any
 
 from fleetproxy.core.failover import CannotServe, ModelMissing, final, pass_on
@@ -28,6 +29,7 @@ from fleetproxy.errors import (
     FleetError,
     LoopDetected,
     ModelUnknown,
+    WorkerBusy,
 )
 from fleetproxy.families.llm import errors as dialect_errors
 from fleetproxy.proxy.body import pieces_of
@@ -71,8 +73,11 @@ class Relay:
         counted = isinstance(decision, Wait)
         routes = (await self.stand(exchange, operation, decision),) if isinstance(decision, Wait) else decision.routes
         failures: list[FleetError] = []
-        for position, route in enumerate(routes):
-            last = position + 1 == len(routes)
+        left = deque(routes)
+        stood = counted
+        while left:
+            route = left.popleft()
+            last = not left
             backend = exchange.snapshot.table.backends[route.backend].backend
             if not counted:
                 plane.board.add(backend.column, 1)
@@ -83,6 +88,11 @@ class Relay:
                     asked = rewrite_model(body, route.model, seen)
                 await self._attempt(exchange, operation, route, asked, failures, last=last)
                 return
+            except WorkerBusy as error:
+                # Somebody took the worker's last slot between our look and our asking. It never saw the request.
+                failures.append(error)
+                if last and stood:
+                    raise verdict(exchange, operation, failures) from None
             except BackendError as error:
                 failures.append(error)
                 if last or not pass_on(error, operation.endpoint, failures) or not plane.retries.retry(error):
@@ -93,6 +103,10 @@ class Relay:
                 plane.board.add(backend.column, -1)
                 counted = False
                 plane.freed(backend.column)
+            if last:
+                stood = counted = True
+                busy = Wait((backend.column,), (route,), exchange.route_reason or "")
+                left.append(await self.stand(exchange, operation, busy))
 
     async def upload(self, exchange: Exchange, operation: Operation) -> None:
         """Serve a request whose body goes through as it comes: one backend, no second try once a byte was sent."""

@@ -149,6 +149,8 @@ class Connection(asyncio.Protocol):
 
     def pipe(self, sink: Sink) -> None:
         self._sink = sink
+        if self._transport is not None:
+            self._transport.resume_reading()  # before the first piece: the sink may pause in it
         data = self.take()
         if self._whole:
             sink.piece(data, True)
@@ -158,8 +160,6 @@ class Connection(asyncio.Protocol):
         if self._error is not None:
             self._sink = None
             sink.broken(self._error)
-        elif self._transport is not None and self._sink is not None:
-            self._transport.resume_reading()
 
     def has_bytes(self) -> bool:
         return bool(self._pieces)
