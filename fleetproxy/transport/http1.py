@@ -38,7 +38,13 @@ class Keeper(Protocol):
     def forget(self, connection: Connection) -> None: ...
 
 
-class Connection(asyncio.Protocol):
+#: What one read takes at most. Larger pieces would pile up, several at once, before a caller who does not read.
+READ_BYTES = 64 * 1024
+#: Every read goes here and is parsed before the next one begins: one buffer serves all connections of a process.
+_buffer = memoryview(bytearray(READ_BYTES))
+
+
+class Connection(asyncio.BufferedProtocol):
     """One connection to one backend; carries one call at a time. Implements `Upstream`."""
 
     __slots__ = (
@@ -226,7 +232,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received(_buffer[:nbytes])
+
+    def _received(self, data: memoryview) -> None:
         if not self.busy:  # bytes nobody asked for
             self._pool.forget(self)
             self.drop()
