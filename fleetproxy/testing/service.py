@@ -24,6 +24,7 @@ from fleetproxy.testing.spawned import START_S, STOP_S, Spawned, fetch, found_ur
 #: Lines that mean a fault of ours, whatever the test was about.
 BAD_LINES = re.compile(r"Traceback|never retrieved|panicked|\bERROR\b|\"level\":\"(error|critical)\"|never awaited")
 ADMIN_KEY = "e2e-admin-key"
+_ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
 class Service(Spawned):
@@ -148,7 +149,7 @@ class Service(Spawned):
     def admin(self, method: str, path: str, body: object = None) -> Any:
         """Ask the dashboard API with the admin key."""
         data = None if body is None else json.dumps(body).encode()
-        status, _, answer = fetch(self.admin_url, method, path, data, {"Authorization": f"Bearer {ADMIN_KEY}"})
+        status, _, answer = fetch(self.admin_url, method, path, data, _ADMIN)
         assert status < 300, (status, answer)
         return json.loads(answer or b"null")
 
@@ -165,7 +166,19 @@ class Service(Spawned):
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Rows of the request history, by SQL."""
-        rows: list[dict[str, Any]] = self.admin("POST", "/api/query", {"sql": sql})
+        rows: list[dict[str, Any]] = []
+
+        def asked() -> bool:
+            nonlocal rows
+            rows = []
+            data = json.dumps({"sql": sql}).encode()
+            status, _, answer = fetch(self.admin_url, "POST", "/api/query", data, _ADMIN)
+            assert status in {200, 503}, (status, answer)
+            if status == 200:
+                rows = json.loads(answer)
+            return status == 200
+
+        until(asked, 15.0, "the store is back")  # 503 and Retry-After while control is restarted
         return rows
 
     def records(self, ids: Iterable[str], within_s: float = 5.0) -> dict[str, dict[str, Any]]:

@@ -123,8 +123,9 @@ async def test_embeddings_are_split_and_come_back_in_order(fake: MakeFake, start
     one, two = fake("one", models="nomic-embed-text"), fake("two", models="nomic-embed-text")
     inputs = [f"text {number}" for number in range(40)]
     body = {"model": "nomic-embed-text", "input": inputs}
-    straight = await exchange("127.0.0.1", one.port, request("POST", "/v1/embeddings", json.dumps(body).encode()))
-    one.ask("DELETE", "/__fake/requests")
+    for made in (two, one):  # loaded on both
+        straight = await exchange("127.0.0.1", made.port, request("POST", "/v1/embeddings", json.dumps(body).encode()))
+        made.ask("DELETE", "/__fake/requests")
     batch = {"embedding_batch_size": 8}
     service = start({"one": {"url": one.url, **batch}, "two": {"url": two.url, **batch}})
     answer = await ask(service, body, "/v1/embeddings")
@@ -156,15 +157,20 @@ async def test_drained_and_disabled_servers_get_nothing_new(fake: MakeFake, star
     one, two = fake("one", models="a:1b"), fake("two", models="a:1b")
     service = start({"one": one.url, "two": two.url})
     identity = next(server["id"] for server in service.admin("GET", "/api/servers") if server["name"] == "one")
+    pin = {"X-Ollama-Pin-Server": "one"}
+
+    def pinned() -> int:
+        return service.fetch("POST", "/api/chat", json.dumps(chat("a:1b")).encode(), pin)[0]
+
     service.admin("PATCH", f"/api/servers/{identity}", {"isDisabled": True})
+    until(lambda: pinned() == 503, 2, "the change has reached the proxies")
     one.ask("DELETE", "/__fake/requests")
     for _ in range(6):
         assert (await ask(service, chat("a:1b"))).header("x-fleet-backend") == "two"
-    assert (await ask(service, chat("a:1b"), X_Ollama_Pin_Server="one")).status == 503
+    assert pinned() == 503
     assert not one.requests()
     service.admin("PATCH", f"/api/servers/{identity}", {"isDisabled": False})
-    answer = await ask(service, chat("a:1b"), X_Ollama_Pin_Server="one")
-    assert answer.status == 200
+    until(lambda: pinned() == 200, 2, "and back")
 
 
 async def test_lists_answer_at_once_with_a_dead_server_in_the_fleet(fake: MakeFake, start: MakeService) -> None:
