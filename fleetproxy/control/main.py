@@ -26,7 +26,7 @@ from fleetproxy.control.analytics.journal import Journal
 from fleetproxy.control.analytics.records import Records
 from fleetproxy.control.analytics.store import Store
 from fleetproxy.control.analytics.upkeep import StoreUpkeep
-from fleetproxy.control.api import analytics, fleet, metrics, query, requests, routes
+from fleetproxy.control.api import analytics, fleet, metrics, query, requests, routes, state
 from fleetproxy.control.api.fleet import Desk
 from fleetproxy.control.api.peer import direct, linked
 from fleetproxy.control.columns import Columns
@@ -38,6 +38,7 @@ from fleetproxy.control.poller import Poller
 from fleetproxy.control.publisher import Publisher
 from fleetproxy.control.services import Services
 from fleetproxy.control.visitors import Visitors
+from fleetproxy.control.watch import Watch
 from fleetproxy.core.table import Snapshot
 from fleetproxy.link.board import Board
 from fleetproxy.link.framing import read_boot, read_snapshot
@@ -129,12 +130,20 @@ class Control:
         )
         self.visitors = Visitors()
         self.visitors_known = asyncio.Event()
+        self.watch = Watch(
+            self.settings,
+            self.fleet,
+            self.visitors,
+            self.board,
+            draining=process.draining.is_set,
+            processes=lambda: [hello.process for hello in self.link.processes()],
+        )
         self.metrics = Metrics(process.settings.metrics.max_series, board=self.board)
         self.store = Store(
             data / "analytics.duckdb",
             data / "spool",
             process.settings.analytics,
-            feed=self.metrics.feed,
+            feed=self.watch.feeding(self.metrics.feed),
             journal=self.journal,
             rotate=self.link.rotate_all,
         )
@@ -195,6 +204,7 @@ class Control:
         await self.poller.stop()
         self.journal.rotate()
         self._resting.set()
+        self.watch.close()
         told = asyncio.create_task(self.process.stop.wait())
         await asyncio.wait({loading, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
@@ -273,6 +283,7 @@ class Control:
 
     def publish(self, snapshot: Snapshot) -> None:
         self.link.publish(snapshot)
+        self.watch.changed()
         self.metrics.fleet(snapshot.table, self.fleet.states())
         try:
             self.columns.published(snapshot.version)
@@ -286,18 +297,21 @@ class Control:
                 self.poller.hurry(backend)
             case Count():
                 self.metrics.count(process, message)
+                self.watch.count(process, message)
             case Hello():
                 self.metrics.started(process, message.pid)
             case WorkersSeen():
                 self.visitors.seen(message)
                 self.visitors_known.set()
                 self.fleet.welcome(self.visitors.guests())
+                self.watch.changed()
             case WorkersPulse():
                 self.visitors.pulse(message)
 
     def left(self, process: str) -> None:
         """A process's connection ended."""
         self.metrics.left(process)
+        self.watch.left(process)
         if process == "hub":
             self.visitors_known.clear()
             asyncio.get_running_loop().call_later(HUB_GRACE_S, self.forget_workers)
@@ -328,6 +342,7 @@ class Control:
             *analytics.handlers,
             *query.handlers,
             *metrics.handlers,
+            *state.handlers,
             *fleet.handlers,
         ]
         return web.build(handlers, self.services.guard, self.state())
@@ -338,6 +353,7 @@ class Control:
             "records": self.records,
             "metrics": self.metrics,
             "visitors": self.visitors,
+            "watch": self.watch,
             "desk": Desk(self.fleet, self.poller.poll_all, self.checks, self.agents.shown),
         }
 

@@ -14,9 +14,14 @@ def vouched(header: bytes | None, peer: str, proxies: tuple[Network, ...]) -> fr
 
     `header` is the value of X-User-Roles: names between commas, case counts. `peer` is the socket's address.
     """
-    if not header or len(header) > MAX_ROLES_BYTES or not proxies:
+    if not header or not proxies or not trusted(peer.removeprefix("::ffff:"), proxies):
         return frozenset()
-    if not trusted(peer.removeprefix("::ffff:"), proxies):
+    return read_roles(header)
+
+
+def read_roles(header: bytes | None) -> frozenset[str]:
+    """The names in a list of roles whose writer is trusted."""
+    if not header or len(header) > MAX_ROLES_BYTES:
         return frozenset()
     return frozenset(role.strip() for role in header.decode("utf-8", "replace").split(",")) - {""}
 

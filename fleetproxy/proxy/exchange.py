@@ -58,6 +58,8 @@ class Exchange:
     #: A response head of our own is out (comment lines while waiting): errors go into the stream.
     started_by_us = False
     recorded = False
+    #: It ends when its caller has enough (an event stream of control): leaving does not wait for it.
+    lasting = False
     # For the sweeper, which alone compares them with the clock.
     progress = 0
     last_progress = -1

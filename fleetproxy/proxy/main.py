@@ -136,7 +136,7 @@ async def _beat(plane: Plane, spool: Spool, link: LinkClient, http1: Http1Transp
         counters["overloaded"] = plane.budget.refused
         counters["link_dropped"] = link.dropped
         gauges = {
-            "exchanges": float(len(plane.live)),
+            "exchanges": float(sum(not exchange.lasting for exchange in plane.live)),
             "buffered_bytes": float(plane.budget.held_bytes),
             "draining": float(plane.draining),
         }

@@ -24,8 +24,8 @@ FIRST_BYTE_S, IDLE_S = 60.0, 60.0
 
 _DROPPED = frozenset(
     b"host connection keep-alive proxy-connection te trailer transfer-encoding upgrade content-length expect "
-    b"x-fleet-client x-fleet-scheme x-request-id x-forwarded-for x-forwarded-host x-forwarded-proto forwarded "
-    b"x-real-ip x-user-roles x-forwarded-user x-remote-user".split()
+    b"x-fleet-client x-fleet-scheme x-fleet-roles x-request-id x-forwarded-for x-forwarded-host x-forwarded-proto "
+    b"forwarded x-real-ip x-user-roles x-forwarded-user x-remote-user".split()
 )
 _HOP = frozenset(b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade".split())
 
@@ -53,6 +53,7 @@ class Passage:
                 exchange.committed = True
                 exchange.status = answer.status
                 headers = [pair for pair in answer.headers if pair[0] not in _HOP]
+                exchange.lasting = (b"content-type", b"text/event-stream") in headers
                 await send({"type": "http.response.start", "status": answer.status, "headers": headers})
                 pump = Pump(
                     exchange,
@@ -79,6 +80,7 @@ class Passage:
                 b"x-fleet-client: %b\r\n" % client.encode(),
                 b"x-fleet-scheme: %b\r\n" % scope["scheme"].encode(),
                 b"x-request-id: %b\r\n" % exchange.request_id.encode(),
+                _roles_line(self._plane.roles(scope, head.own)),
             ]
         )
         query: bytes = scope["query_string"]
@@ -107,6 +109,10 @@ class Passage:
             except BackendError:
                 raise StoreUnavailable from None
         raise StoreUnavailable
+
+
+def _roles_line(roles: frozenset[str]) -> bytes:
+    return b"x-fleet-roles: %b\r\n" % ",".join(sorted(roles)).encode() if roles else b""
 
 
 def _no_record(exchange: Exchange) -> None:

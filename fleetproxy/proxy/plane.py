@@ -175,8 +175,11 @@ class Plane:
 
     async def idle(self, deadline: float, stop: asyncio.Event) -> None:
         """Return when no exchange is under way, at `deadline` (this plane's clock), or when told to stop."""
-        while self.live and self.clock() < deadline and not stop.is_set():  # noqa: ASYNC110 - thousands of exchanges
+        while not self._rests() and self.clock() < deadline and not stop.is_set():  # noqa: ASYNC110 - there are many
             await asyncio.sleep(TICK_S)
+
+    def _rests(self) -> bool:
+        return all(exchange.lasting for exchange in self.live)
 
     async def sweep(self) -> None:
         """Every tick: watch for callers leaving, end what has been without progress for too long. Never returns."""

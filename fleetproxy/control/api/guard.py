@@ -26,19 +26,24 @@ from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
 from fleetproxy.control.api.peer import LOCAL_HOSTS, Peer, peer_of
 from fleetproxy.control.api.reading import path_id
+from fleetproxy.control.policy import access, principals
 from fleetproxy.control.state import Store, keys, sessions, users
 from fleetproxy.control.state.users import User
+from fleetproxy.core.access import find
+from fleetproxy.core.roles import any_of
 from fleetproxy.errors import BadRequest, Forbidden, MediaTypeRefused, OriginRefused, Unauthorized
 from fleetproxy.settings import Settings
 
-Policy = Literal["public", "user", "admin", "self-or-admin"]
+Policy = Literal["public", "user", "admin", "self-or-admin", "family"]
 
 PUBLIC: dict[str, Policy] = {"policy": "public"}
 USER: dict[str, Policy] = {"policy": "user"}
 ADMIN: dict[str, Policy] = {"policy": "admin"}
 #: For routes with `{user_id:str}`: that user, or an administrator.
 SELF_OR_ADMIN: dict[str, Policy] = {"policy": "self-or-admin"}
-POLICIES: frozenset[Policy] = frozenset({"public", "user", "admin", "self-or-admin"})
+#: The families' surface (nfrx's): open until `auth.api_key` or roles are configured; any key in force opens it.
+FAMILY: dict[str, Policy] = {"policy": "family"}
+POLICIES: frozenset[Policy] = frozenset({"public", "user", "admin", "self-or-admin", "family"})
 
 COOKIE = "fleet_session"
 #: Shown to this machine's own callers until there is a user or a key.
@@ -54,7 +59,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Who calls. `request.user` of every handler."""
 
     #: "unclaimed": this machine's own caller, while there is neither a user nor a key.
-    via: Literal["nobody", "session", "api_key", "admin_key", "local", "unclaimed"] = "nobody"
+    via: Literal["nobody", "session", "api_key", "admin_key", "local", "unclaimed", "static_key", "role"] = "nobody"
     user: User | None = None
     scopes: frozenset[str] = frozenset()
     peer: Peer = Peer()
@@ -101,6 +106,9 @@ class Guard:
             return
         if policy is None:
             raise Forbidden("This path has no access policy")
+        if policy == "family":
+            connection.scope["user"] = await self.of_family(connection)
+            return
         try:
             identity = await self.identify(connection)
         except Unauthorized:
@@ -144,6 +152,24 @@ class Guard:
         if await self._unclaimed(connection):
             return Identity(via="unclaimed", peer=peer)
         return Identity(peer=peer)
+
+    async def of_family(self, connection: Connection) -> Identity:
+        """Who calls the families' surface. Raises Unauthorized where a key is needed and no known one was sent."""
+        try:
+            identity = await self.identify(connection)
+        except (Unauthorized, BadRequest):
+            identity = Identity(peer=peer_of(connection.scope))
+        if identity.known:
+            return identity
+        settings = self._settings()
+        if not access(settings, "").families_required:
+            return identity
+        known = principals(settings, {})
+        if any(find(key.encode(), known, 0.0) for key in _keys_of(connection.scope["headers"])):
+            return Identity(via="static_key", peer=identity.peer)
+        if any_of(identity.peer.roles, settings.auth.api_http_roles):
+            return Identity(via="role", peer=identity.peer)
+        raise Unauthorized
 
     async def _unclaimed(self, connection: Connection) -> bool:
         """The first look at a fresh installation, from this machine: there is no user and no key to ask for."""
@@ -245,14 +271,9 @@ def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The one key a request carries; None when it carries none. Raises BadRequest or Unauthorized for riddles."""
     found = []
     for name, value in headers:
-        text = value.decode("latin-1")
-        if name == b"authorization":
-            scheme, _, credentials = text.partition(" ")
-            if scheme.lower() != "bearer":
-                raise Unauthorized("Unauthorized")
-            found.append(credentials)
-        elif name in _KEY_HEADERS:
-            found.append(text)
+        if name == b"authorization" and value[:7].lower() != b"bearer ":
+            raise Unauthorized("Unauthorized")
+        found += _keys_of([(name, value)])
     if not found:
         return None
     if len(set(found)) > 1:
@@ -260,6 +281,17 @@ def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     if not 0 < len(found[0]) <= _MAX_KEY_CHARACTERS:
         raise Unauthorized("Unauthorized")
     return found[0]
+
+
+def _keys_of(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
+    """Every key that some header carries."""
+    found = []
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            found.append(value[7:].decode("latin-1"))
+        elif name in _KEY_HEADERS:
+            found.append(value.decode("latin-1"))
+    return found
 
 
 def _digest(key: str) -> bytes:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from fleetproxy.core.roles import read_roles
 from fleetproxy.listen import App, Message, Receive, Scope, Send
 
 KEY = "fleet.peer"
-_OURS = (b"x-fleet-client", b"x-fleet-scheme")
+_OURS = (b"x-fleet-client", b"x-fleet-scheme", b"x-fleet-roles")
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -25,6 +26,8 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     #: The caller's IP address; "" on control.sock without a proxy in between.
     address: str = ""
     https: bool = False
+    #: Roles that a trusted proxy vouches for.
+    roles: frozenset[str] = frozenset()
 
     @property
     def is_loopback(self) -> bool:
@@ -53,6 +56,7 @@ def linked(app: App) -> App:
             scope[KEY] = Peer(
                 address=own.get(b"x-fleet-client", b"").decode("latin-1"),
                 https=own.get(b"x-fleet-scheme") == b"https",
+                roles=read_roles(own.get(b"x-fleet-roles")),
             )
         await _one_policy(app, scope, receive, send)
 
@@ -69,9 +73,11 @@ def direct(app: App, trusted_proxies: Callable[[], Iterable[str]]) -> App:
             address = str(client[0]) if client else ""
             https = scope.get("scheme") == "https"
             networks = _networks(trusted_proxies())
+            roles = frozenset[str]()
             if _within(address, networks):
+                roles = read_roles(next((value for name, value in scope["headers"] if name == b"x-user-roles"), None))
                 address, https = _told(scope["headers"], address, https, networks)
-            scope[KEY] = Peer(address=address, https=https)
+            scope[KEY] = Peer(address=address, https=https, roles=roles)
         await _one_policy(app, scope, receive, send)
 
     return call

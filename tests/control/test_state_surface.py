@@ -1,0 +1,171 @@
+"""/api/state and what belongs to it, in a whole control process: who may look, what is streamed, what is served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from fleetproxy.control.api.peer import peer_of
+from fleetproxy.settings import Settings
+from fleetproxy.settings.model import Auth, Key
+from tests.control.running import Running, control, short_folder
+
+PATHS = ("/api/state", "/api/state/descriptors", "/api/state/view/llm.html", "/api/state/stream")
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Callable[[Settings], Any]]:
+    from contextlib import AsyncExitStack
+
+    async with AsyncExitStack() as stack:
+
+        async def make(settings: Settings) -> Running:
+            return await stack.enter_async_context(control(short_folder(), settings))
+
+        yield make
+
+
+async def status(running: Running, path: str, **headers: str) -> int:
+    async with running.browser(**headers) as client, client.stream("GET", path) as answer:
+        return answer.status_code
+
+
+@pytest.mark.parametrize(
+    ("auth", "keys", "headers", "expected"),
+    [
+        (Auth(), (), {}, 200),
+        (Auth(), (), {"authorization": "Bearer whatever"}, 200),
+        (Auth(api_key="secret"), (), {}, 401),
+        (Auth(api_key="secret"), (), {"authorization": "Bearer wrong"}, 401),
+        (Auth(api_key="secret"), (), {"authorization": "Basic secret"}, 401),
+        (Auth(api_key="secret"), (), {"authorization": "bearer secret"}, 200),
+        (Auth(api_key="secret"), (), {"x-api-key": "secret"}, 200),
+        (Auth(api_key="secret", admin_key="boss" * 8), (), {"authorization": "Bearer " + "boss" * 8}, 200),
+        (Auth(api_key="secret"), (Key(name="anna", key="k" * 20),), {"authorization": "Bearer " + "k" * 20}, 200),
+        (Auth(api_http_roles=("looker",)), (), {}, 401),
+        (Auth(api_http_roles=("looker",)), (), {"x-fleet-roles": "ops,looker"}, 200),
+        (Auth(api_http_roles=("looker",)), (), {"x-fleet-roles": "Looker"}, 401),
+        (Auth(api_http_roles=("looker",)), (), {"x-user-roles": "looker"}, 401),
+    ],
+)
+async def test_who_may_look(start: Any, auth: Auth, keys: Any, headers: dict[str, str], expected: int) -> None:
+    running = await start(Settings(auth=auth, keys=keys))
+    for path in PATHS:
+        assert await status(running, path, **headers) == expected, path
+    for path in ("/state", "/state/state.js", "/state/state.css"):
+        assert await status(running, path) == 200, path
+
+
+async def test_the_stream_begins_at_once_and_goes_on(start: Any) -> None:
+    running = await start(Settings())
+    async with running.browser() as client, client.stream("GET", "/api/state/stream") as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert answer.headers["cache-control"] == "no-cache"
+        lines = answer.aiter_lines()
+        frames = []
+        async with asyncio.timeout(10):
+            while len(frames) < 2:
+                line = await anext(lines)
+                if line:
+                    frames.append(json.loads(line.removeprefix("data: ")))
+        assert set(frames[0]) == {"plugins"}
+        assert frames[0]["plugins"]["llm"]["server"]["now"] < frames[1]["plugins"]["llm"]["server"]["now"]
+
+
+async def test_a_stream_ends_when_control_leaves(start: Any) -> None:
+    running = await start(Settings())
+    async with running.browser() as client, client.stream("GET", "/api/state/stream") as answer:
+        running.process.terminate()
+        async with asyncio.timeout(10):
+            text = b"".join([piece async for piece in answer.aiter_raw()])
+    assert text.startswith(b"data: {")
+    assert text.endswith(b"\n\n")
+
+
+async def test_pages_are_ours_and_run_nothing_of_others(start: Any) -> None:
+    running = await start(Settings())
+    async with running.browser() as client:
+        for path, kind in (
+            ("/state", "text/html"),
+            ("/state/state.js", "text/javascript"),
+            ("/state/state.css", "text/css"),
+        ):
+            answer = await client.get(path)
+            assert answer.headers["content-type"].partition(";")[0] == kind
+            policy = answer.headers["content-security-policy"]
+            assert "script-src 'self'" in policy
+            assert "unsafe" not in policy
+            assert "//" not in policy
+        for path in (
+            "/state/views",
+            "/state/__init__.py",
+            "/state/state.html.gz",
+            "/state/..",
+            "/state/views/llm.html",
+        ):
+            assert (await client.get(path)).status_code == 404, path
+        view = await client.get("/api/state/view/llm.html")
+        assert b"<script" not in view.content
+        for name in ("nobody.html", "llm", "state.html", "llm.html.gz", ".html"):
+            answer = await client.get(f"/api/state/view/{name}")
+            assert (answer.status_code, answer.content) == (204, b""), name
+
+
+async def test_descriptors_are_there_for_every_family_on_or_off(start: Any) -> None:
+    running = await start(Settings(plugins=("mcp",), auth=Auth(client_key="hidden-from-all")))
+    async with running.browser() as client:
+        said = (await client.get("/api/state/descriptors")).json()
+        assert set(said) == {"asr", "llm", "mcp"}
+        assert {"ID", "Name", "Summary", "Args", "name", "summary"} <= set(said["llm"])
+        assert (await client.get("/api/state/view/llm.html")).status_code == 204
+    bodies = running.snapshot().bodies
+    assert "/api/llm" not in bodies
+    own = json.loads(bodies["/api/mcp"])
+    assert own["options"]["auth.client_key"] == "***"
+    assert "hidden-from-all" not in str(bodies)
+    assert {"ID", "Flag", "Env", "YAML", "Type", "Default", "Secret"} <= set(own["args"][0])
+
+
+async def test_a_watcher_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fleetproxy.control.api import state
+    from fleetproxy.control.bulletin import Bulletin
+
+    monkeypatch.setattr(state, "SEND_S", 0.02)
+
+    class Watch:
+        bulletin = Bulletin(lambda: b"{}")
+
+    monkeypatch.setattr(state, "watch_of", lambda app: Watch)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(5):
+        await state.stream_state({"method": "GET", "litestar_app": None}, receive, send)  # type: ignore[arg-type, typeddict-item]
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert (Watch.bulletin.dropped, Watch.bulletin.watchers) == (1, 0)
+
+
+async def test_a_strangers_peer_has_no_roles() -> None:
+    assert peer_of({}).roles == frozenset()
+
+
+async def test_too_many_watchers_are_told_so(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fleetproxy.control import bulletin
+
+    monkeypatch.setattr(bulletin, "MAX_WATCHERS", 0)
+    running = await start(Settings())
+    async with running.browser() as client:
+        answer: httpx.Response = await client.get("/api/state/stream")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
