@@ -154,6 +154,13 @@ def running(folder: Path) -> Running | None:
         os.close(file)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file whole."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_bytes(content)
+    fresh.replace(path)
+
+
 def _read_note(folder: Path) -> Running | None:
     try:
         return msgspec.json.decode((folder / "lock").read_bytes(), type=Running)

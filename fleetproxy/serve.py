@@ -21,7 +21,6 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -42,7 +41,7 @@ from fleetproxy.notify import notify, watchdog_s
 from fleetproxy.process import KINDS
 from fleetproxy.settings import Settings
 from fleetproxy.settings.fixed import keep_fixed
-from fleetproxy.settings.servers import parse_listen
+from fleetproxy.settings.servers import parse_listen, public_url
 
 START_TRIES = 3
 #: Proxies start when control answers, or after this: they can serve without it, once they have a snapshot.
@@ -138,7 +137,7 @@ class Supervisor:
             self.settings = msgspec.structs.replace(
                 self.settings, port=port, data_dir=str(data), runtime_dir=str(runtime)
             )
-            self.url = _url(self.settings)
+            self.url = public_url(self.settings)
             self._data_lock.write(msgspec.structs.replace(note, url=self.url))
             self._lay_out()
         except OSError as error:
@@ -168,8 +167,8 @@ class Supervisor:
         """Fill the runtime folder: nothing of an earlier life stays in it."""
         for leftover in ("snapshot", *(name for names in SOCKETS.values() for name in names)):
             (self.runtime / leftover).unlink(missing_ok=True)
-        _write(self.runtime / "settings.json", msgspec.json.encode(self.settings))
-        _write(self.runtime / "boot", self._report.boot.encode())
+        folders.write_whole(self.runtime / "settings.json", msgspec.json.encode(self.settings))
+        folders.write_whole(self.runtime / "boot", self._report.boot.encode())
         board.create(self.runtime / "board", self.settings.processes)
         self._board = board.Board(self.runtime / "board")
 
@@ -293,7 +292,7 @@ class Supervisor:
         notify("RELOADING=1")
         try:
             merged, kept = keep_fixed(self.settings, self._within_limits(self._reread()))
-            _write(self.runtime / "settings.json", msgspec.json.encode(merged))
+            folders.write_whole(self.runtime / "settings.json", msgspec.json.encode(merged))
         except Exception as error:
             logger.error("configuration not reloaded, the old one stays")
             for line in str(error).splitlines():
@@ -324,7 +323,7 @@ class Supervisor:
         respawns = {child.name: max(child.starts - 1, 0) for child in self.children}
         self._report = msgspec.structs.replace(self._report, respawns=respawns)
         with contextlib.suppress(OSError):
-            _write(self.runtime / "supervisor.json", msgspec.json.encode(self._report))
+            folders.write_whole(self.runtime / "supervisor.json", msgspec.json.encode(self._report))
 
     # --- the end ---
 
@@ -385,19 +384,6 @@ class Supervisor:
 def _due(children: list[Child]) -> None:
     for child in children:
         child.due_s = time.monotonic()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file whole."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_bytes(content)
-    fresh.replace(path)
-
-
-def _url(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    host = f"[{host}]" if ":" in host else host
-    return f"{'https' if settings.tls.cert else 'http'}://{host}:{settings.port}"
 
 
 def _say(text: str) -> None:

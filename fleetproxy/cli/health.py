@@ -12,6 +12,7 @@ from fleetproxy.cli.options import complain, parser
 from fleetproxy.folders import FolderError, data_folder, running
 from fleetproxy.settings.load import load
 from fleetproxy.settings.problems import ConfigError
+from fleetproxy.settings.servers import public_url
 
 _EXAMPLES = """\
   fleetproxy health
@@ -54,11 +55,7 @@ def _own_url(config: str | None, data_dir: str | None) -> str:
     """Where the fleetproxy of this data folder listens, from its own note, else from the settings."""
     settings = load({"data_dir": data_dir} if data_dir else {}, config=config).settings
     found = running(data_folder(settings))
-    if found is not None and found.url:
-        return found.url
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    host = f"[{host}]" if ":" in host else host
-    return f"{'https' if settings.tls.cert else 'http'}://{host}:{settings.port}"
+    return found.url if found is not None and found.url else public_url(settings)
 
 
 def _get(url: str, path: str, timeout_s: float, *, verify: bool) -> tuple[int, str]:

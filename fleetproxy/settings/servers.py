@@ -111,6 +111,13 @@ def without_password(text: str) -> str:
     return re.sub(r"[^/=+]*@", "***@", text)
 
 
+def public_url(settings: Settings) -> str:
+    """Where this fleetproxy is reached from its own machine."""
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if settings.tls.cert else 'http'}://{host}:{settings.port}"
+
+
 def short_server(text: str) -> dict[str, str]:
     """`[name=][openai+]url` as the keys of a server. Without a name the host and port are the name.
 

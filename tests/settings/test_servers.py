@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetproxy.settings import Server, Settings
+from fleetproxy.settings import Server, Settings, Tls
 from fleetproxy.settings.servers import (
     BadAddress,
     check_host,
     is_loopback,
     parse_listen,
     parse_url,
+    public_url,
     resolve,
     short_server,
     without_password,
@@ -88,6 +89,14 @@ def test_a_password_in_an_address_is_never_shown(before: str, password: str) -> 
 )
 def test_a_listening_address_means(text: str, meant: tuple[str, int]) -> None:
     assert parse_listen(text, "h") == meant
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("10.0.0.1", "10.0.0.1"), ("fe80::1", "[fe80::1]")]
+)
+def test_the_public_url_is_one_that_can_be_opened(host: str, shown: str) -> None:
+    assert public_url(Settings(host=host, port=5)) == f"http://{shown}:5"
+    assert public_url(Settings(host=host, port=5, tls=Tls(cert="c", key="k"))) == f"https://{shown}:5"
 
 
 @pytest.mark.parametrize(("host", "own"), [("127.0.0.1", True), ("[::1]", True), ("0.0.0.0", False), ("h", False)])
