@@ -112,7 +112,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole services take longer than units; a case of the fault catalogue is marked by its number."""
     for item in items:
         item.add_marker(pytest.mark.timeout(120), append=False)
-        found = re.match(r"test_([ucjsp])(\d\d)_", item.name)
+        found = re.match(r"test_([ucjspmt])(\d\d)_", item.name)
         if found:
             item.user_properties.append(("case", f"{found[1].upper()}-{int(found[2])}"))
 

@@ -280,8 +280,10 @@ async def test_every_first_order_case_has_its_test() -> None:
     from tests.e2e import (
         test_faults_client,
         test_faults_json,
+        test_faults_mcp,
         test_faults_process,
         test_faults_streaming,
+        test_faults_transfer,
         test_faults_upstream,
     )
     from tests.e2e.fault_cases import FIRST_ORDER
@@ -292,6 +294,8 @@ async def test_every_first_order_case_has_its_test() -> None:
         "J": test_faults_json,
         "S": test_faults_streaming,
         "P": test_faults_process,
+        "M": test_faults_mcp,
+        "T": test_faults_transfer,
     }
     root = Path(__file__).parents[2]
     for letter, numbers in FIRST_ORDER.items():

@@ -51,26 +51,26 @@ def read(body: bytes) -> Envelope:
         raise BadRpc("The body is not one JSON-RPC message; batches are not taken.") from None
     except (msgspec.DecodeError, RecursionError):
         raise BadRpc("The body is not JSON.") from None
-    identity = bytes(message.id)
+    identity, method, params = bytes(message.id), bytes(message.method), bytes(message.params)
     if identity and (len(identity) > MAX_ID_BYTES or identity[:1] not in b'"-0123456789'):
         raise BadRpc("The id is neither text nor a number.")
     if message.jsonrpc != "2.0":
         raise BadRpc('The member "jsonrpc" is not "2.0".', identity)
-    if message.method:
-        method = _method(message.method, identity)
-        if message.params and bytes(message.params[:1]) not in (b"{", b"["):
+    if method:
+        name = _name(method, identity)
+        if params and params[:1] not in (b"{", b"["):
             raise BadRpc('The member "params" is neither an object nor an array.', identity)
-        return Envelope("request" if identity else "notification", identity, method)
-    if identity and bool(message.result) != bool(message.error):
+        return Envelope("request" if identity else "notification", identity, name)
+    if identity and bool(bytes(message.result)) != bool(bytes(message.error)):
         return Envelope("response", identity)
     raise BadRpc("The message is neither a request, nor a notification, nor a response.", identity)
 
 
-def _method(raw: msgspec.Raw, identity: bytes) -> str:
+def _name(method: bytes, identity: bytes) -> str:
     try:
-        method = _TEXT.decode(raw)
+        name = _TEXT.decode(method)
     except msgspec.MsgspecError:
-        method = ""
-    if not method or len(method) > MAX_METHOD_CHARACTERS:
+        name = ""
+    if not name or len(name) > MAX_METHOD_CHARACTERS:
         raise BadRpc('The member "method" is not a short text.', identity)
-    return method
+    return name
