@@ -1,0 +1,133 @@
+"""`fleetproxy demo`: up in seconds, alive, and gone without a trace."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleetproxy.testing.processes import children
+from fleetproxy.testing.spawned import Spawned, fetch, until
+
+
+class Demo(Spawned):
+    """A demo in a world of its own: home and temporary folder are empty and watched."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.home, self.scratch = folder / "home", folder / "t"
+        for made in (self.home, self.scratch):
+            made.mkdir()
+        environment = {
+            "HOME": str(self.home),
+            "TMPDIR": str(self.scratch),
+            "XDG_RUNTIME_DIR": "",
+            "FLEETPROXY_PORT": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        super().__init__([sys.executable, "-m", "fleetproxy", "demo", *words], folder / "demo.log", environment)
+
+    @property
+    def url(self) -> str:
+        found = re.search(r"proxy +(http://\S+)", self.text())
+        return found.group(1) if found else ""
+
+    def login(self) -> str:
+        """The session cookie of the login it printed."""
+        password = re.search(r"password: (\S+)\)", self.text())
+        assert password
+        body = json.dumps({"username": "demo", "password": password.group(1)}).encode()
+        status, headers, _ = fetch(self.url, "POST", "/api/auth/login", body, {"Origin": self.url})
+        assert status == 200
+        return headers["set-cookie"].partition(";")[0]
+
+    def get(self, path: str, cookie: str) -> Any:
+        status, _, body = fetch(self.url, "GET", path, None, {"Cookie": cookie})
+        assert status == 200, (path, status, body)
+        return json.loads(body)
+
+
+@pytest.fixture
+def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Demo]:
+    made = Demo(tmp_path, *request.param)
+    made.spawn()
+    until(lambda: made.url or not made.alive, 40, "the card")
+    assert made.alive, made.text()
+    yield made
+    made.kill()
+
+
+def _family(pid: int) -> list[int]:
+    found = []
+    for child, _ in children(pid):
+        found += [child, *_family(child)]
+    return found
+
+
+@pytest.mark.parametrize("demo", [("--port", "0", "--speed", "5", "--seed", "3")], indirect=True)
+def test_the_demo_lives_and_leaves_nothing(demo: Demo) -> None:
+    text = demo.text()
+    for expected in (
+        "export OLLAMA_HOST=",
+        "export OPENAI_BASE_URL=",
+        "export ANTHROPIC_BASE_URL=",
+        "curl http",
+        "/dashboard",
+    ):
+        assert expected in text
+    command = next(line.strip() for line in text.splitlines() if line.strip().startswith("curl"))
+    said = subprocess.run(["sh", "-c", f"{command} -sS"], capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(said.stdout.splitlines()[-1])["done"] is True
+    cookie = demo.login()
+    servers = demo.get("/api/servers", cookie)
+    assert {server["name"] for server in servers} == {"workstation", "laptop", "rack", "minipc"}
+    assert all(server["isOnline"] for server in servers)
+
+    def busy() -> bool:
+        rows = demo.get("/api/requests", cookie)["requests"]
+        return len({row["sourceIp"] for row in rows}) >= 4 and len({row["targetHost"] for row in rows} - {None}) >= 3
+
+    until(busy, 30, "traffic from several sources at several servers")
+    family = _family(demo.pid)
+    assert len(family) >= 4
+    demo.signal(signal.SIGINT)
+    assert demo.wait(20) == 0
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 5, "every process left")
+    assert list(demo.scratch.iterdir()) == []
+    assert list(demo.home.rglob("*")) == []
+    assert "Traceback" not in demo.text()
+
+
+@pytest.mark.parametrize("demo", [("--port", "0", "--no-traffic", "--duration", "4")], indirect=True)
+def test_a_quiet_demo_ends_by_itself(demo: Demo) -> None:
+    assert demo.get("/api/requests", demo.login())["requests"] == []
+    assert demo.wait(20) == 0
+    assert list(demo.scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("demo", [("--port", "0", "--no-traffic")], indirect=True)
+def test_a_killed_demo_takes_its_service_along(demo: Demo) -> None:
+    family = _family(demo.pid)
+    demo.kill()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 15, "every process left")
+
+
+def test_a_taken_port_is_a_sentence(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        made = Demo(tmp_path, "--port", str(port))
+        made.spawn()
+        assert made.wait(20) == 1
+        assert made.text().strip().splitlines() == [
+            f"fleetproxy: port {port} cannot be had: Address already in use; choose one with --port"
+        ]
+    assert list(made.scratch.iterdir()) == []
