@@ -62,10 +62,6 @@ faults-full *words:
 bench *words:
     {{python}} -m bench {{words}}
 
-# Load from Locust; see loadtests/README.md.
-load *words:
-    {{python}} -m locust -f loadtests/locustfile.py {{words}}
-
 # Write the reference pages that are made from the code.
 docs:
     {{python}} docs/generate.py
