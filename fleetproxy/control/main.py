@@ -26,7 +26,7 @@ from fleetproxy.control.analytics.journal import Journal
 from fleetproxy.control.analytics.records import Records
 from fleetproxy.control.analytics.store import Store
 from fleetproxy.control.analytics.upkeep import StoreUpkeep
-from fleetproxy.control.api import analytics, fleet, metrics, query, requests, routes, state
+from fleetproxy.control.api import analytics, client, fleet, metrics, query, requests, routes, state
 from fleetproxy.control.api.fleet import Desk
 from fleetproxy.control.api.peer import direct, linked
 from fleetproxy.control.columns import Columns
@@ -343,6 +343,7 @@ class Control:
             *query.handlers,
             *metrics.handlers,
             *state.handlers,
+            *client.handlers,
             *fleet.handlers,
         ]
         return web.build(handlers, self.services.guard, self.state())

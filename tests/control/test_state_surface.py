@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -169,3 +170,27 @@ async def test_too_many_watchers_are_told_so(start: Any, monkeypatch: pytest.Mon
     async with running.browser() as client:
         answer: httpx.Response = await client.get("/api/state/stream")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
+async def test_the_api_document_and_its_reader_are_served_from_here(start: Any) -> None:
+    running = await start(Settings(auth=Auth(api_key="secret")))
+    async with running.browser() as client:
+        document = (await client.get("/api/client/openapi.json")).json()
+        assert document["openapi"].startswith("3.1.")
+        assert (await client.get("/api/client/openapi.json")).json() == document
+        page = await client.get("/api/client")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        for path in ("/api/client/", "/api/client/index.html", "/api/client/deep/down"):
+            assert (await client.get(path)).content == page.content
+        policy = page.headers["content-security-policy"]
+        assert "script-src 'self';" in policy
+        assert "unsafe" not in policy
+        for name in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+            loaded = await client.get(name)
+            assert loaded.status_code == 200
+            assert loaded.headers["content-type"] != page.headers["content-type"]
+        bundle = await client.get("/api/client/swagger-ui-bundle.js", headers={"accept-encoding": "gzip"})
+        assert bundle.headers["content-encoding"] == "gzip"
+        plain = await client.get("/api/client/swagger-ui-bundle.js", headers={"accept-encoding": "identity"})
+        assert "content-encoding" not in plain.headers
+        assert plain.content == bundle.content

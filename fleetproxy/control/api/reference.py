@@ -9,7 +9,7 @@ from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ControllerRouterHandler
 
-from fleetproxy.control.api import analytics, fleet, metrics, query, requests, routes
+from fleetproxy.control.api import analytics, fleet, metrics, query, requests, routes, state
 from fleetproxy.control.api.guard import policy_of
 
 _HEAD = """\
@@ -30,6 +30,7 @@ the same origin; bodies must be `application/json`.
 | who | may be called by |
 |---|---|
 | public | everybody |
+| family | everybody until `auth.api_key` or `auth.api_http_roles` is set; then any key in force, a session, or a role |
 | user | every user |
 | self-or-admin | that user, and administrators |
 | admin | administrators |
@@ -39,7 +40,7 @@ the same origin; bodies must be `application/json`.
 
 def every_handler() -> list[ControllerRouterHandler]:
     """The routes of every part of control."""
-    parts = (requests, analytics, query, metrics, fleet)
+    parts = (requests, analytics, query, metrics, state, fleet)
     return [*routes.HANDLERS, *(handler for part in parts for handler in part.handlers)]
 
 
