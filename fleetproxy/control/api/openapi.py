@@ -115,7 +115,7 @@ def document(handlers: Sequence[ControllerRouterHandler], plugins: Iterable[str]
         "info": {"title": "fleetproxy", "version": __version__, "description": _ABOUT},
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in sorted(_tags(paths))],
-        "paths": dict(sorted(paths.items())),
+        "paths": {path: dict(sorted(methods.items())) for path, methods in sorted(paths.items())},
         "components": {"schemas": dict(sorted(schemas.items())), "securitySchemes": _SCHEMES},
     }
 

@@ -47,7 +47,7 @@ def every_handler() -> list[ControllerRouterHandler]:
 def page(handlers: Sequence[ControllerRouterHandler]) -> str:
     """The page, in Markdown."""
     sections: dict[str, list[str]] = {}
-    for path, handler in sorted(_routes(handlers), key=lambda one: one[0]):
+    for path, handler in sorted(_routes(handlers), key=lambda one: (one[0], sorted(one[1].http_methods))):
         tag = next(iter(sorted(handler.resolve_tags())), "other") if handler.resolve_tags() else "other"
         methods = ", ".join(sorted(handler.http_methods))
         words = " ".join((inspect.getdoc(handler.fn) or "").split())
