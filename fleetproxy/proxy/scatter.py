@@ -92,9 +92,7 @@ class Scatter:
         n = seen.inputs
         return n if n > smallest else 0
 
-    async def _answer(
-        self, exchange: Exchange, job: Job, status: int, headers: Headers, pieces: list[bytes]
-    ) -> None:
+    async def _answer(self, exchange: Exchange, job: Job, status: int, headers: Headers, pieces: list[bytes]) -> None:
         """Hand the answer over: one row, then one body."""
         plane, relay = self._plane, self._relay
         length = sum(map(len, pieces))
