@@ -39,7 +39,7 @@ from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.pump import Pump
 from fleetproxy.transport.base import Answer, Call, Headers, Upstream
 from fleetproxy.wire import report
-from fleetproxy.wire.headers import response_headers
+from fleetproxy.wire.headers import content_type, response_headers
 from fleetproxy.wire.peek import Peek, rewrite_model
 from fleetproxy.wire.tap import Tap
 
@@ -321,7 +321,7 @@ class Relay:
         """Hand the answer over. From here on nothing is tried again."""
         plane, limits, endpoint = self._plane, exchange.snapshot.limits, exchange.endpoint
         status = answer.status
-        if exchange.started_by_us and (status != 200 or _EVENT_STREAM not in _content_type(answer.headers)):
+        if exchange.started_by_us and (status != 200 or _EVENT_STREAM not in content_type(answer.headers)):
             text = dialect_errors.message_of(await self._whole(exchange, upstream, answer))
             raise BackendRefused(text or f"The server answered {status}.")
         headers = response_headers(answer.headers)
@@ -397,10 +397,3 @@ def verdict(exchange: Exchange, operation: Operation, failures: list[FleetError]
         snapshot = exchange.snapshot
         return model_unknown(snapshot.table, operation, hide_backends=snapshot.access.hide_backends)
     return failure
-
-
-def _content_type(headers: Headers) -> bytes:
-    for name, value in headers:
-        if name == b"content-type":
-            return value
-    return b""

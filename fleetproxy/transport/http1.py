@@ -47,36 +47,6 @@ _buffer = memoryview(bytearray(READ_BYTES))
 class Connection(asyncio.BufferedProtocol):
     """One connection to one backend; carries one call at a time. Implements `Upstream`."""
 
-    __slots__ = (
-        "_answer",
-        "_chunked",
-        "_chunked_out",
-        "_content_length",
-        "_drain",
-        "_eof",
-        "_error",
-        "_head_bytes",
-        "_head_only",
-        "_headers",
-        "_interim",
-        "_keep_alive",
-        "_parser",
-        "_pieces",
-        "_pool",
-        "_reading_head",
-        "_sink",
-        "_status_ready",
-        "_surplus",
-        "_touched",
-        "_transport",
-        "_unread_bytes",
-        "_waiter",
-        "_whole",
-        "busy",
-        "idle_since",
-        "reused",
-    )
-
     def __init__(self, pool: Keeper) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None

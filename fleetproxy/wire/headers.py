@@ -149,3 +149,11 @@ def _is_public(host: str) -> bool:
 def _is_number(host: str) -> bool:
     """An address written in a way that only some programs read (decimal, octal, short)."""
     return re.fullmatch(r"(?:0[xX][0-9A-Fa-f]*|\d+)(?:\.(?:0[xX][0-9A-Fa-f]*|\d+))*\.?", host) is not None
+
+
+def content_type(headers: list[Header]) -> bytes:
+    """The media type as the backend wrote it; empty when it named none."""
+    for name, value in headers:
+        if name == b"content-type":
+            return value
+    return b""
