@@ -18,6 +18,7 @@ from fleetproxy.control.tallies import Tallies
 from fleetproxy.control.visitors import Visitor
 from fleetproxy.core.backend import BackendState
 from fleetproxy.core.worker import Worker, state_of
+from fleetproxy.link.messages import RelaysPulse
 from fleetproxy.settings import Settings
 
 #: Elements that are there whatever `plugins` says.
@@ -32,6 +33,8 @@ class Members(Protocol):
 
 class Guests(Protocol):
     """`control.visitors.Visitors`."""
+
+    relays: RelaysPulse
 
     def all(self) -> Sequence[Visitor]: ...
 
@@ -127,7 +130,7 @@ class Envelope:
         return {
             "now": _instant(now_s),
             "version": __version__,
-            "state": "draining" if self._draining() else "ready" if usable else "not_ready",
+            "state": "draining" if self._draining() or self._gauge("draining") else "ready" if usable else "not_ready",
             "uptime_s": round(max(0.0, now_s - self._began_s), 3),
             "jobs_inflight_total": sum(one["inflight"] for one in everybody),
             "jobs_completed_total": sum(one["processed_total"] - one["failures_total"] for one in everybody),
@@ -209,21 +212,34 @@ class Envelope:
     # --- mcp -----------------------------------------------------------------------------------------------------
 
     def _mcp(self, visitors: Iterable[Visitor]) -> dict[str, Any]:
+        relays = self._visitors.relays
+        here = {visitor.worker.id: visitor.worker for visitor in visitors if visitor.worker.family == "mcp"}
         clients: list[dict[str, Any]] = []
-        for visitor in visitors:
-            worker = visitor.worker
-            if worker.family == "mcp":
-                in_flight = visitor.pulse.in_flight if visitor.pulse is not None else 0
-                clients.append(
-                    {
-                        "id": worker.id,
-                        "name": worker.name,
-                        "status": "active" if in_flight else "idle",
-                        "inflight": in_flight,
-                        "functions": {},
-                    }
-                )
-        return {"clients": clients, "sessions": []}
+        for relay_id, worker in here.items():
+            functions = relays.functions.get(relay_id, {})
+            running = sum(functions.values())
+            clients.append(
+                {
+                    "id": relay_id,
+                    "name": worker.name,
+                    "status": "active" if running else "idle",
+                    "inflight": running,
+                    "functions": functions,
+                }
+            )
+        now_s = self._wall()
+        sessions = [
+            {
+                "id": call.id,
+                "client_id": call.relay,
+                "method": call.method,
+                "started_at": _instant(call.started_at_s),
+                "duration_ms": max(0, round((now_s - call.started_at_s) * 1000)),
+            }
+            for call in relays.calls
+            if call.relay in here
+        ]
+        return {"clients": clients, "sessions": sessions}
 
 
 _STATUSES = ("connected", "working", "idle", "not_ready", "draining", "gone")

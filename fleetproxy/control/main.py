@@ -42,7 +42,7 @@ from fleetproxy.control.watch import Watch
 from fleetproxy.core.table import Snapshot
 from fleetproxy.link.board import Board
 from fleetproxy.link.framing import read_boot, read_snapshot
-from fleetproxy.link.messages import Count, Hello, Message, Observe, WorkersPulse, WorkersSeen
+from fleetproxy.link.messages import Count, Hello, Message, Observe, RelaysPulse, WorkersPulse, WorkersSeen
 from fleetproxy.link.server import LinkServer
 from fleetproxy.listen import App, Listener, serve
 from fleetproxy.process import Process
@@ -305,7 +305,7 @@ class Control:
                 self.visitors_known.set()
                 self.fleet.welcome(self.visitors.guests())
                 self.watch.changed()
-            case WorkersPulse():
+            case WorkersPulse() | RelaysPulse():
                 self.visitors.pulse(message)
 
     def left(self, process: str) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from fleetproxy.core.backend import Backend, BackendState
 from fleetproxy.core.worker import Worker, backend_of, state_of
-from fleetproxy.link.messages import Pulse, WorkersPulse, WorkersSeen
+from fleetproxy.link.messages import Pulse, RelaysPulse, WorkersPulse, WorkersSeen
 
 
 class Visitor(msgspec.Struct, frozen=True):
@@ -23,6 +23,8 @@ class Visitors:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], Visitor] = {}
+        #: What MCP relays are at.
+        self.relays = RelaysPulse()
 
     def seen(self, message: WorkersSeen) -> None:
         """Workers came, changed or left."""
@@ -35,8 +37,11 @@ class Visitors:
             known.pop((family, worker_id), None)
         self._known = known
 
-    def pulse(self, message: WorkersPulse) -> None:
+    def pulse(self, message: WorkersPulse | RelaysPulse) -> None:
         """Signs of life; of workers that have left meanwhile they count for nothing."""
+        if isinstance(message, RelaysPulse):
+            self.relays = message
+            return
         for pulse in message.pulses:
             identity = (pulse.family, pulse.id)
             known = self._known.get(identity)
@@ -46,6 +51,7 @@ class Visitors:
     def clear(self) -> None:
         """The hub is gone, and they with it."""
         self._known = {}
+        self.relays = RelaysPulse()
 
     def all(self) -> tuple[Visitor, ...]:
         """In the order they came."""

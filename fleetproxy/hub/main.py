@@ -6,6 +6,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Coroutine
+from itertools import islice
 
 from fleetproxy import log
 from fleetproxy.core.table import Snapshot
@@ -14,13 +15,13 @@ from fleetproxy.hub.channels import Transfers
 from fleetproxy.hub.door import Door
 from fleetproxy.hub.line import SWEEP_S, WaitingLine
 from fleetproxy.hub.proxies import Opener, Proxies
-from fleetproxy.hub.relays import Calls
+from fleetproxy.hub.relays import Calls, Running
 from fleetproxy.hub.session import Sessions
 from fleetproxy.hub.tunnels import Tunnels
 from fleetproxy.hub.workers import Connected, News, Workers
 from fleetproxy.link.board import Board
 from fleetproxy.link.client import LinkClient
-from fleetproxy.link.messages import Count, Hello, Pulse, WorkersPulse, WorkersSeen
+from fleetproxy.link.messages import Count, Hello, Pulse, RelayedCall, RelaysPulse, WorkersPulse, WorkersSeen
 from fleetproxy.process import Process
 from fleetproxy.settings import Settings
 from fleetproxy.settings.servers import parse_listen
@@ -28,6 +29,8 @@ from fleetproxy.wire import frames, payloads
 
 #: Control hears of every worker's heartbeat this often.
 PULSE_SWEEPS = 4
+#: MCP calls under way that control hears of, the oldest first.
+MAX_TOLD_CALLS = 200
 GOING_AWAY = 1001
 #: How long leaving may wait for workers to take their close frame.
 GOODBYE_S = 0.5
@@ -106,6 +109,9 @@ class Hub:
             link.send(WorkersSeen(self.workers.news().present, whole=True))
         if self._sweeps % PULSE_SWEEPS == 0 and len(self.workers):
             link.send(WorkersPulse(tuple(map(_pulse, self.workers))))
+        functions = self.calls.methods()
+        if functions:
+            link.send(RelaysPulse(tuple(map(_relayed, islice(self.calls.running(), MAX_TOLD_CALLS))), functions))
         counters = {f"queue_events:{word}": number for word, number in self.waiting.counts.items()}
         counters |= {f"workers:{word}": number for word, number in self.workers.counts.items()}
         counters |= {f"worker_sockets:{word}": number for word, number in self.sessions.counts.items()}
@@ -168,6 +174,10 @@ def _presence(news: News) -> bytes:
     said = [payloads.Presence(worker=worker.light()) for worker in news.present]
     said += [payloads.Presence(left=key) for key in news.left]
     return b"".join(frames.encode(frames.PRESENCE, 0, payloads.encode(one)) for one in said)
+
+
+def _relayed(call: Running) -> RelayedCall:
+    return RelayedCall(call.id, call.relay, call.method, call.started_at_s)
 
 
 def _pulse(connected: Connected) -> Pulse:

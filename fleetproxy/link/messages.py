@@ -97,4 +97,24 @@ class WorkersPulse(msgspec.Struct, tag=True, frozen=True):
     pulses: tuple[Pulse, ...] = ()
 
 
-Message = Hello | Publish | Acknowledge | Rotate | Rotated | Observe | Count | WorkersSeen | WorkersPulse
+class RelayedCall(msgspec.Struct, frozen=True, array_like=True):
+    """An MCP call under way."""
+
+    id: str
+    #: The relay's id.
+    relay: str
+    method: str
+    #: Seconds since the epoch.
+    started_at_s: float
+
+
+class RelaysPulse(msgspec.Struct, tag=True, frozen=True):
+    """The hub to control, each second while relays are connected: what they are at."""
+
+    #: The oldest ones.
+    calls: tuple[RelayedCall, ...] = ()
+    #: Relay -> method -> calls under way; methods stay, at 0, while their relay does.
+    functions: dict[str, dict[str, int]] = {}
+
+
+Message = Hello | Publish | Acknowledge | Rotate | Rotated | Observe | Count | WorkersSeen | WorkersPulse | RelaysPulse

@@ -19,7 +19,7 @@ from fleetproxy.control.watch import Watch
 from fleetproxy.core.backend import Backend, BackendState, DiskModel, ResidentModel
 from fleetproxy.core.record import Attempt, AuditRecord
 from fleetproxy.core.worker import Host, Offer, Worker
-from fleetproxy.link.messages import Count, Pulse
+from fleetproxy.link.messages import Count, Pulse, RelayedCall, RelaysPulse
 from fleetproxy.settings import Settings
 from fleetproxy.settings.model import Queue
 
@@ -33,6 +33,7 @@ class House:
         self.settings = Settings(queue=Queue(size=7))
         self.servers: list[Member] = []
         self.guests: list[Visitor] = []
+        self.relays = RelaysPulse()
         self.loads: dict[int, int] = {}
         self.draining = False
         self.now_s = 1_800_000_000.25
@@ -163,6 +164,10 @@ def test_the_summary_counts_and_says_how_we_are() -> None:
     assert house.plugins()["server"] == {"drainable_inflight": 2}
     assert found["asr"]["server"]["scheduler_queue_capacity"] == 0
     assert found["asr"]["server"]["state"] == "not_ready", "servers do not transcribe for us"
+    house.watch.count("proxy-0", Count({}, {"draining": 1.0}))
+    assert house.plugins()["llm"]["server"]["state"] == "draining"
+    house.watch.left("proxy-0")
+    assert house.plugins()["llm"]["server"]["state"] == "ready"
     house.draining = True
     assert house.plugins()["llm"]["server"]["state"] == "draining"
 
@@ -229,6 +234,37 @@ def test_servers_stand_beside_workers(more: dict[str, Any], status: str) -> None
     house.servers = [server(**more)]
     [found] = house.plugins()["llm"]["servers"]
     assert (found["name"], found["status"], found["queue_len"], found["vram_used_bytes"]) == ("box", status, 2, 5)
+
+
+def test_relays_and_their_calls_have_nfrxs_fields() -> None:
+    house = House()
+    assert house.plugins()["mcp"] == {"clients": [], "sessions": []}
+    house.guests = [Visitor(worker("tools", 3005, "mcp", models=())), Visitor(worker("rest", 3006, "mcp", models=()))]
+    house.relays = RelaysPulse(
+        (RelayedCall("s1", "id-tools", "tools/call", house.now_s - 1.5), RelayedCall("s2", "id-gone", "ping", 1.0)),
+        {"id-tools": {"tools/call": 1, "ping": 0}, "id-gone": {"ping": 1}},
+    )
+    assert house.plugins()["mcp"] == {
+        "clients": [
+            {
+                "id": "id-tools",
+                "name": "tools",
+                "status": "active",
+                "inflight": 1,
+                "functions": {"tools/call": 1, "ping": 0},
+            },
+            {"id": "id-rest", "name": "rest", "status": "idle", "inflight": 0, "functions": {}},
+        ],
+        "sessions": [
+            {
+                "id": "s1",
+                "client_id": "id-tools",
+                "method": "tools/call",
+                "started_at": "2027-01-15T07:59:58.750000Z",
+                "duration_ms": 1500,
+            }
+        ],
+    }
 
 
 def test_families_that_are_off_are_not_there() -> None:
