@@ -20,6 +20,8 @@ def test_a_channel_is_told_with_its_end_in_whole_seconds(identity: uuid.UUID, ex
     assert parsed.timestamp() == int(expires_at_s)
 
 
-@pytest.mark.parametrize("name", ["", "x", "../x", "A" * 36, "{channel_id}", "0" * 36, "862ec95d-ae94-4c40-a3c8-c962ae717e04\n"])
+@pytest.mark.parametrize(
+    "name", ["", "x", "../x", "A" * 36, "{channel_id}", "0" * 36, "862ec95d-ae94-4c40-a3c8-c962ae717e04\n"]
+)
 def test_what_cannot_be_an_id_is_none(name: str) -> None:
     assert transfer.channel_id_of(f"/api/transfer/{name}".encode()) == ""
