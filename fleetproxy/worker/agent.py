@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from typing import Protocol
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
@@ -25,7 +26,7 @@ from fleetproxy.worker.frame_side import FrameSide
 from fleetproxy.worker.nfrx_side import NfrxSide
 from fleetproxy.worker.options import Options
 from fleetproxy.worker.outbox import Outbox
-from fleetproxy.worker.probe import Probe, ProbeFailed
+from fleetproxy.worker.probe import Found, Probe, ProbeFailed
 from fleetproxy.worker.sides import Side
 
 _log = logging.getLogger("fleetproxy.worker")
@@ -71,6 +72,16 @@ class Standing(msgspec.Struct):
         return self.server_error or self.backend_error
 
 
+class Looking(Protocol):
+    """Looks at a backend, again and again."""
+
+    async def look(self) -> Found:
+        """What it can do now. Raises ProbeFailed."""
+
+    def offer(self, found: Found | None, vram_bytes: int | None) -> Offer:
+        """What the worker offers after a look; nothing when it failed."""
+
+
 class GaveUp(Exception):
     """The connection failed and the agent was told not to dial again."""
 
@@ -101,9 +112,9 @@ class Agent:
             api_key=options.api_key,
         )
         self._http1 = Http1Transport(loop, tls_context) if transport is None else None
-        self._transport: Transport = transport or self._http1  # type: ignore[assignment]
+        self._transport: Transport = transport if transport is not None else self._http1  # type: ignore[assignment]
         self.desk = Desk(self._transport, self._backend, loop, options.max_concurrency)
-        self._probe = Probe(options, self._backend, self._transport, machine.host())
+        self._probe = self._make_probe()
         self._gauge = machine.Gauge()
         self._vram_bytes: int | None = None
         self.standing = Standing()
@@ -121,6 +132,14 @@ class Agent:
         self._drained = asyncio.Event()
         self._undrained = asyncio.Event()
         self._stop = asyncio.Event()
+
+    def _make_probe(self) -> Looking:
+        return Probe(self.options, self._backend, self._transport, machine.host())
+
+    def _make_side(self, out: Outbox, *, ours: bool) -> Side:
+        """Our end of a new connection, in frames (`ours`) or in nfrx's language."""
+        kind = FrameSide if ours else NfrxSide
+        return kind(self, self.desk, self._backend, out)
 
     # --- wishes --------------------------------------------------------------------------------------------------
 
@@ -282,11 +301,8 @@ class Agent:
 
     async def _converse(self, socket: ClientConnection) -> None:
         out = Outbox()
-        side: Side
-        if socket.subprotocol == SUBPROTOCOL:
-            side = FrameSide(self, self.desk, self._backend, out)
-        else:
-            side = NfrxSide(self, self.desk, self._backend, out)
+        ours = socket.subprotocol == SUBPROTOCOL
+        side = self._make_side(out, ours=ours)
         self._side = side
         side.hello(self.current)
         if self.standing.draining:
@@ -294,7 +310,6 @@ class Agent:
         self.standing.connected_to_server = True
         self.standing.connections += 1
         _log.info("connected to %s (%s)", self.options.server_url, socket.subprotocol or "nfrx")
-        ours = socket.subprotocol == SUBPROTOCOL
         tasks = [
             asyncio.ensure_future(part)
             for part in (out.write(socket), self._read(socket, side, ours), self._beat(side, socket))

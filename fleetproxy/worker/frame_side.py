@@ -85,11 +85,13 @@ class _FrameReply:
 class _Stream:
     """One stream from the server."""
 
-    __slots__ = ("body", "call", "reply", "serving")
+    __slots__ = ("body", "call", "listens", "reply", "serving")
 
-    def __init__(self, reply: _FrameReply, serving: Serving) -> None:
+    def __init__(self, reply: _FrameReply, serving: Serving, *, listens: bool) -> None:
         self.reply = reply
         self.serving = serving
+        #: It is a GET.
+        self.listens = listens
         #: The request's body while it is gathered; None once it goes on piece by piece.
         self.body: bytearray | None = None
         self.call: Call | None = None
@@ -160,6 +162,13 @@ class FrameSide:
         for stream in streams.values():
             self._desk.drop(stream.serving)
 
+    def end_listening(self) -> None:
+        """Streams that would go on for ever (GET) end now."""
+        for stream in tuple(self._streams.values()):
+            if stream.listens:
+                stream.reply.end()
+                self._desk.drop(stream.serving)
+
     def _say(self, kind: int, payload: bytes) -> None:
         self._out.put(frames.encode(kind, 0, payload))
 
@@ -182,32 +191,37 @@ class FrameSide:
                 self._desk.drop(stream.serving)
 
     def _open(self, number: int, request: payloads.Request) -> None:
-        code = ""
-        if self._draining or not TARGET.match(request.target):
-            code = "worker_refused"
-        elif self._desk.full:
-            code = "worker_busy"
+        code = self._refusal(request)
         if code:
             self._out.put(frames.encode(frames.RESET, number, payloads.encode(payloads.Reset(code))))
             return
         reply = _FrameReply(number, self._out)
         reply.serving = serving = self._desk.open(reply)
         reply.on_done = lambda: self._streams.pop(number, None)
-        stream = self._streams[number] = _Stream(reply, serving)
-        length = request.content_length
-        call = Call(
-            method=request.method.encode("latin-1"),
-            target=self._backend.path_prefix.encode() + request.target,
-            header_lines=with_key(request.header_lines, self._backend.api_key),
-            body=None,
-            content_length=length,
-            fresh=not _is_read(request),
-        )
-        if length is not None and length <= WINDOW_BYTES:
+        stream = self._streams[number] = _Stream(reply, serving, listens=request.method == "GET")
+        call = self._call(request)
+        if request.content_length is not None and request.content_length <= WINDOW_BYTES:
             # All of it is on its way already: one write to the backend, and a kept connection may be used.
             stream.body, stream.call = bytearray(), call
         else:
             serving.start(call)
+
+    def _refusal(self, request: payloads.Request) -> str:
+        """Why this request is not taken, as the code of an error; "" when it is."""
+        if self._draining or not TARGET.match(request.target):
+            return "worker_refused"
+        return "worker_busy" if self._desk.full else ""
+
+    def _call(self, request: payloads.Request) -> Call:
+        """What the backend is asked; the body comes."""
+        return Call(
+            method=request.method.encode("latin-1"),
+            target=self._backend.path_prefix.encode() + request.target,
+            header_lines=with_key(request.header_lines, self._backend.api_key),
+            body=None,
+            content_length=request.content_length,
+            fresh=not _is_read(request),
+        )
 
     def _body(self, stream: _Stream, payload: bytes) -> None:
         if stream.body is None:

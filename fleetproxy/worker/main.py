@@ -15,6 +15,7 @@ from fleetproxy.listen import App, Listener, serve
 from fleetproxy.settings import Settings
 from fleetproxy.settings.model import Log
 from fleetproxy.worker.agent import Agent, GaveUp
+from fleetproxy.worker.mcp import McpAgent
 from fleetproxy.worker.options import Options
 from fleetproxy.worker.status import MetricsPage, StatusPage, make_token
 
@@ -32,7 +33,7 @@ def run(options: Options) -> int:
 
 
 async def _run(options: Options) -> None:
-    agent = Agent(options)
+    agent = McpAgent(options, os.environ) if options.family == "mcp" else Agent(options)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.drain)

@@ -6,6 +6,7 @@ Later wins: default < file < environment < flag. Times are seconds, or Go durati
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 import tomllib
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import msgspec
 from fleetproxy.core.worker import MAX_CONCURRENCY
 from fleetproxy.settings.servers import Address, BadAddress, parse_listen, parse_url
 
-Family = Literal["llm", "asr"]
+Family = Literal["llm", "asr", "mcp"]
 Style = Literal["auto", "openai", "ollama"]
 
 
@@ -37,8 +38,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     worker_name: str = ""
     max_concurrency: int = 2
     embedding_batch_size: int = 0
-    #: The backend, without "/v1".
+    #: The backend, without "/v1". Of an MCP server that is a command it says nothing.
     backend: Address
+    #: Path and query of an MCP server's endpoint.
+    endpoint: str = "/"
+    #: An MCP server that speaks over its standard streams: its command line. Empty: it is at `backend`.
+    command: tuple[str, ...] = ()
+    #: What callers of an MCP server must show as their bearer token; None: their token goes on to the server.
+    auth_token: str | None = None
+    #: Subprocesses of `command` at once, and how long a silent session keeps its own.
+    sessions: int = 16
+    session_idle_s: float = 1800.0
     api_key: str | None = None
     style: Style = "auto"
     poll_s: float = 10.0
@@ -70,10 +80,15 @@ _BASE = {"llm": ("COMPLETION_BASE_URL",), "asr": ("ASR_BASE_URL",)}
 _KEYS = {"llm": ("COMPLETION_API_KEY", "OLLAMA_API_KEY"), "asr": ("ASR_API_KEY",)}
 _DEFAULT_BASE = {"llm": "http://127.0.0.1:11434/v1", "asr": "http://127.0.0.1:5002/v1"}
 _DEFAULT_SERVER = "ws://localhost:8080/api/{family}/connect"
+DEFAULT_PROVIDER = "http://127.0.0.1:7777/"
+#: A listener of each session counts as a request that runs.
+MCP_CONCURRENCY = 256
 
 
 def variables(family: Family) -> tuple[Variable, ...]:
     """The options of a family's worker."""
+    if family == "mcp":
+        return _mcp_variables()
     return (
         Variable("server_url", "--server-url", ("SERVER_URL",), "where to dial in: ws(s):// or http(s)://", "URL"),
         Variable("client_key", "--client-key", ("CLIENT_KEY",), "the server's auth.client_key", "KEY", True),
@@ -96,6 +111,25 @@ def variables(family: Family) -> tuple[Variable, ...]:
         Variable("metrics", "--metrics-port", ("METRICS_PORT",), "host:port of Prometheus metrics", "ADDRESS"),
         Variable("log_level", "--log-level", ("LOG_LEVEL",), "debug, info, warn or error (info)", "LEVEL"),
     )
+
+
+def _mcp_variables() -> tuple[Variable, ...]:
+    shared = {variable.field: variable for variable in variables("llm")}
+    own = (
+        Variable("provider", "--provider-url", ("PROVIDER_URL",), f"the MCP server ({DEFAULT_PROVIDER})", "URL"),
+        Variable("command", "--command", ("PROVIDER_COMMAND",), "or its command line; also what follows a --", "WORDS"),
+        Variable("api_key", "--api-key", ("PROVIDER_API_KEY",), "bearer token for the MCP server", "KEY", True),
+        Variable("auth_token", "--auth-token", ("AUTH_TOKEN",), "what callers must show as theirs", "TOKEN", True),
+        Variable("sessions", "--sessions", ("PROVIDER_SESSIONS",), "subprocesses of a command at once (16)", "N"),
+        Variable(
+            "session_idle_s", "--session-idle", ("PROVIDER_SESSION_IDLE",), "silence that ends a session (30m)", "TIME"
+        ),
+        Variable("poll_s", "--poll-interval", ("POLL_INTERVAL",), "how often the server is looked for (10s)", "TIME"),
+        Variable("max_concurrency", "--max-concurrency", ("MAX_CONCURRENCY",), "requests taken at once (256)", "N"),
+    )
+    taken = ("server_url", "client_key", "worker_id", "worker_name", "reconnect")
+    last = ("drain_s", "status", "metrics", "log_level")
+    return (*(shared[field] for field in taken), *own, *(shared[field] for field in last))
 
 
 def resolve(
@@ -127,6 +161,10 @@ def resolve(
         except ValueError as error:
             raise BadOption(f"{source} = {_shown(field, text)}: {error}") from None
     values["server_url"] = _server_url(values.get("server_url") or _DEFAULT_SERVER.format(family=family), family)
+    if family == "mcp":
+        address, endpoint = values.pop("provider", None) or _provider(DEFAULT_PROVIDER)
+        values.setdefault("max_concurrency", MCP_CONCURRENCY)
+        values |= {"base_url": address, "endpoint": endpoint}
     base = values.pop("base_url", None) or _base_url(_DEFAULT_BASE[family])
     return Options(
         family=family, backend=base, worker_name=values.pop("worker_name", "") or socket.gethostname(), **values
@@ -207,6 +245,31 @@ def _base_url(text: str) -> Address:
         raise ValueError(str(error)) from None
 
 
+def _provider(text: str) -> tuple[Address, str]:
+    """Where an MCP server is, and its endpoint there: the path as it is written, and the query."""
+    place, mark, query = text.partition("?")
+    try:
+        address = parse_url(place, "openai")
+    except BadAddress as error:
+        raise ValueError(str(error)) from None
+    path = place.partition("://")[2].partition("/")[2] if "://" in place else place.partition("/")[2]
+    return Address(address.scheme, address.host, address.port), f"/{path}{mark}{query}"
+
+
+def _command(text: str) -> tuple[str, ...]:
+    words = tuple(shlex.split(text))
+    if not words:
+        raise ValueError("wants a command line")
+    return words
+
+
+def _some(text: str) -> int:
+    value = _whole(text)
+    if not 1 <= value <= 1000:
+        raise ValueError("wants 1 to 1000")
+    return value
+
+
 def _server_url(text: str, family: str) -> str:
     """The WebSocket address; http(s) means ws(s), and no path the usual one."""
     scheme, separator, rest = text.partition("://")
@@ -243,11 +306,15 @@ def _read(path: Path, read: Callable[[Path], str]) -> str:
 
 
 def _shown(field: str, text: str) -> str:
-    return "***" if field in {"client_key", "api_key"} else repr(text)
+    return "***" if field in {"client_key", "api_key", "auth_token"} else repr(text)
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "base_url": _base_url,
+    "provider": _provider,
+    "command": _command,
+    "sessions": _some,
+    "session_idle_s": _positive_seconds,
     "max_concurrency": _concurrency,
     "embedding_batch_size": _whole,
     "style": _style,
