@@ -29,9 +29,9 @@ OpenStage = Callable[..., Awaitable[Stage]]
 
 CASES = {
     "P-1": "test_p01_a_killed_proxy_takes_only_its_own_streams",
-    "P-2": "tests/serve/test_supervisor.py",
+    "P-2": "tests/serve/test_supervisor.py::test_it_never_gives_up_at_run_time",
     "P-3": "test_p03_a_killed_supervisor_leaves_nothing_behind",
-    "P-4": "tests/serve/test_supervisor.py",
+    "P-4": "tests/serve/test_supervisor.py::test_a_crash_loop_at_the_start_ends_it_with_one_sentence_that_says_why",
     "P-5": "test_p05_sigterm_refuses_new_work_and_finishes_the_old",
     "P-6": "test_p06_a_client_that_never_ends_does_not_hold_the_exit",
     "P-8": "test_p08_a_second_instance_is_refused_in_a_sentence",
@@ -302,5 +302,6 @@ async def test_every_first_order_case_has_its_test() -> None:
         module = here[letter]
         assert set(module.CASES) == {f"{letter}-{number}" for number in numbers}
         for case, name in module.CASES.items():
-            found = (root / name).exists() if name.endswith(".py") else hasattr(module, name)
+            path, _, elsewhere = name.partition("::")
+            found = f"def {elsewhere}(" in (root / path).read_text() if elsewhere else hasattr(module, name)
             assert found, f"{case}: {name}"

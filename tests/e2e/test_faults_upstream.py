@@ -77,7 +77,7 @@ CASES = {
     "U-42": "test_u42_giant_heads_are_502_and_cost_no_memory",
     "U-43": "test_u43_an_endless_list_takes_nothing_down",
     "U-47": "test_u47_tls_is_verified_and_failures_are_502",
-    "U-49": "tests/transport/test_resolver.py",
+    "U-49": "tests/transport/test_resolver.py::test_names_that_hang_hold_up_no_other_name",
     "U-54": "test_u54_pins_are_strict_and_never_silent",
 }
 
