@@ -52,19 +52,21 @@ def test_a_fake_process_serves_remembers_and_leaves(tmp_path: Path) -> None:
 
 
 def test_children_are_found_by_their_parent(tmp_path: Path) -> None:
-    code = (
-        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).wait()"
-    )
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     parent = Spawned([sys.executable, "-c", code], tmp_path / "out")
     parent.spawn()
-    found = until(lambda: list(children(parent.pid)), 10, "a child")
+    found = until(lambda: [child for child in children(parent.pid) if "-c" in child[1]], 10, "a child")
     assert found[0][1][1:3] == ["-c", "import time; time.sleep(60)"]
     for pid in (found[0][0], parent.pid):
-        with pytest.raises(AssertionError, match="still"):
-            until(lambda: False, 0.01, "still")
-
         os.kill(pid, signal.SIGKILL)
     parent.wait(10)
+
+
+def test_waiting_ends_with_what_was_waited_for() -> None:
+    values = iter([0, 0, 7])
+    assert until(lambda: next(values), 5, "seven") == 7
+    with pytest.raises(AssertionError, match="never"):
+        until(lambda: False, 0.01, "never")
 
 
 _PLAIN = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), st.text(st.characters(codec="ascii"), max_size=20))
