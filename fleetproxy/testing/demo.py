@@ -39,6 +39,8 @@ FLEET: tuple[Profile, ...] = (
 )
 DEFAULT_PORT = 11434
 READY_S = 30.0
+#: Sockets live in the demo's folder, and a socket's whole name may have 107 bytes.
+LONGEST_PLACE_BYTES = 60
 #: A server fails each minute for this long, in one of these ways.
 FAILS_EVERY_S, FAILS_FOR_S = 60.0, 12.0
 FAILURES = ("unavailable", "reset_before", "error", "refuse")
@@ -73,7 +75,9 @@ async def run(plan: Plan, say: Callable[[str], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    folder = Path(tempfile.mkdtemp(prefix="fleetproxy-demo-"))
+    usual = tempfile.gettempdir()
+    place = usual if len(os.fsencode(usual)) <= LONGEST_PLACE_BYTES else "/tmp"  # noqa: S108 - mkdtemp makes its own
+    folder = Path(tempfile.mkdtemp(prefix="fleetproxy-demo-", dir=place))
     fakes: list[Fake] = []
     serve: asyncio.subprocess.Process | None = None
     try:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,15 @@ class Demo(Spawned):
 
 
 @pytest.fixture
-def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Demo]:
-    made = Demo(tmp_path, *request.param)
-    made.spawn()
-    until(lambda: made.url or not made.alive, 40, "the card")
-    assert made.alive, made.text()
-    yield made
-    made.kill()
+def demo(request: pytest.FixtureRequest) -> Iterator[Demo]:
+    # Not tmp_path: beside other test processes its name alone is too long for the demo's sockets.
+    with tempfile.TemporaryDirectory(prefix="fpd-", dir="/tmp") as folder:
+        made = Demo(Path(folder), *request.param)
+        made.spawn()
+        until(lambda: made.url or not made.alive, 40, "the card")
+        assert made.alive, made.text()
+        yield made
+        made.kill()
 
 
 def _family(pid: int) -> list[int]:
