@@ -67,7 +67,7 @@ class Place:
         return f"{self.service.url}/api/mcp/id/{name}"
 
 
-# At two processes a call may still meet the process that has not heard of the relay yet: to be mended, then tested here.
+# At two processes a call may still meet the one that has not heard of the relay yet: to be mended, then tested here.
 @pytest.fixture(scope="module", params=[1], ids=["one-process"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("mcp")
