@@ -249,7 +249,7 @@ def _card(plan: Plan, port: int, password: str, folder: Path) -> str:
 fleetproxy demo: {len(FLEET)} made-up servers ({names}), seed {plan.seed}, traffic {"on" if plan.traffic else "off"}
 
   proxy      {url}
-  dashboard  {url}/dashboard   (login: demo, password: {password})
+  state      {url}/state, API {url}/api/client/   (dashboard API login: demo, password: {password})
 
   export OLLAMA_HOST={url}
   export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=demo
