@@ -191,6 +191,18 @@ class TooManyTransfers(ClientError):
     status, code, retry_after_s = 429, "too_many_transfers", 5.0
 
 
+class FormRefused(ClientError):
+    """The body is not a form this path can use: multipart/form-data with a `model` part."""
+
+    code = "bad_form"
+
+
+class ModelMissingInForm(FormRefused):
+    """no model: the form has no `model` part, or an empty one"""
+
+    code = "no_model"
+
+
 class BadRpc(ClientError):
     """The body is not a JSON-RPC message."""
 

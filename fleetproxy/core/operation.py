@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from fleetproxy.core.backend import Dialect
+from fleetproxy.core.names import canonical
 
 Shape = Literal["relay", "scatter", "gather", "local", "tunnel"]
 #: In whose words errors are told: a dialect's; nfrx's under `/api/{llm,asr}` (OpenAI's shape, its own codes); or one
@@ -45,6 +46,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     streams_by_default: bool = False
     #: The body goes through as it comes and is never held whole.
     upload: bool = False
+    #: The body is a form whose `model` field is looked for as it passes.
+    form: bool = False
+    #: Which routing table: the main one; the one with the speech workers too; the speech workers alone.
+    table: Literal["", "audio", "asr"] = ""
     marker_stream: Marker | None = None
     #: May take minutes before the first byte (model loads, long prompts).
     patient: bool = False
@@ -80,3 +85,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     affinity: str | None = None
     #: Canonical names of the models the caller may use, judged by the name finally served; None means all.
     allowed: frozenset[str] | None = None
+
+    def of(self, model: str, *, stream: bool) -> Operation:
+        """The same for this model."""
+        return msgspec.structs.replace(self, model=model, canonical=canonical(model), stream=stream)

@@ -6,7 +6,7 @@ the hub: what the hub says holds, and joins and leaves need no control.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -18,13 +18,13 @@ from fleetproxy.core.worker import Worker, backend_of, state_of
 Routes = Mapping[str, tuple[Route, ...]]
 
 
-def with_workers(table: RoutingTable, workers: Iterable[Worker], family: str = "llm") -> RoutingTable:
-    """The same table with exactly these workers (of one family) in it.
+def with_workers(table: RoutingTable, workers: Iterable[Worker], families: Collection[str] = ("llm",)) -> RoutingTable:
+    """The same table with exactly these workers (of some families) in it.
 
     A worker the table knows and the hub does not stays visible, but nobody is sent to it: its models are unavailable,
     not unknown. The very table is returned when it has no workers and there are none.
     """
-    present = sorted((w for w in workers if w.family == family), key=lambda w: w.column)
+    present = sorted((w for w in workers if w.family in families), key=lambda w: w.column)
     if not present and not any(routed.backend.scheme == "hub" for routed in table.backends):
         return table
     ids = {worker.id for worker in present}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
 from fleetproxy.core.operation import Endpoint
-from fleetproxy.families import llm, mcp, transfer
+from fleetproxy.families import asr, llm, mcp, transfer
 from fleetproxy.families.base import Family
 from fleetproxy.families.llm import anthropic, ollama, openai
 
@@ -112,7 +112,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 #: The families that come with us; they enter by the same door as others (`fleetproxy.families`).
-BUILT_IN: tuple[Family, ...] = (llm.family, mcp.family, transfer.family)
+BUILT_IN: tuple[Family, ...] = (llm.family, asr.family, mcp.family, transfer.family)
 _builtin = Registry(BUILT_IN)
 find = _builtin.find
 literal_endpoints = _builtin.literal_endpoints

@@ -52,6 +52,7 @@ class Door:
         self._families = WORKER_FAMILIES.intersection(settings.plugins)
         self._hosts = frozenset(host.lower() for host in settings.hosts) or frozenset({""})
         self._proxies = access.networks(auth.trusted_proxies)
+        self._sessions.max_json_body = settings.asr.max_json_body
         self._sessions.max_response_bytes = settings.mcp.max_response_bytes
         self._sessions.rules = dialin.Rules(
             client_key=auth.client_key, roles=auth.client_http_roles, strict=auth.strict_client_key

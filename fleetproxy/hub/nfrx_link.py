@@ -18,6 +18,7 @@ from fleetproxy.hub.sockets import Socket
 from fleetproxy.hub.streams import Stream
 from fleetproxy.wire import nfrx, payloads
 from fleetproxy.wire.frames import FrameError
+from fleetproxy.wire.multipart import BadForm, FormReader, boundary_of
 from fleetproxy.wire.peek import peek
 
 #: A request's body is one JSON string in this protocol; larger ones are refused.
@@ -73,7 +74,15 @@ class _Call:
 class NfrxLink:
     """Implements `streams.Link` for stock agents."""
 
-    def __init__(self, socket: Socket, ears: Ears, count: Callable[[str], None], held: Held) -> None:
+    def __init__(
+        self,
+        socket: Socket,
+        ears: Ears,
+        count: Callable[[str], None],
+        held: Held,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        self._max_body_bytes = max_body_bytes
         self._socket = socket
         self._ears = ears
         self._count = count
@@ -89,7 +98,7 @@ class NfrxLink:
         asked = payloads.decode(request, payloads.Request)
         if not asked.target.startswith(b"/v1/"):
             return "worker_refused"
-        if (asked.content_length or 0) > MAX_BODY_BYTES:
+        if (asked.content_length or 0) > self._max_body_bytes:
             return "body_too_large"
         call = _Call(stream, asked)
         stream.token = call
@@ -102,7 +111,7 @@ class NfrxLink:
             raise FrameError("body bytes after the body's end")
         call.body += payload
         self._held.collecting += len(payload)
-        if len(call.body) > MAX_BODY_BYTES:
+        if len(call.body) > self._max_body_bytes:
             self._forget(call)
             stream.reset("body_too_large")
         else:
@@ -293,9 +302,21 @@ def _request_headers(lines: bytes) -> dict[str, str]:
 
 def _streams(headers: dict[str, str], body: bytes) -> bool:
     """What the request says of itself; agents of this protocol want to be told beside it."""
+    if headers.get("Content-Type", "").lower().startswith("multipart/form-data"):
+        return _form_streams(headers["Content-Type"], body)
     if not headers.get("Content-Type", "").lower().startswith("application/json"):
         return False
     try:
         return peek(body).stream is True
     except FleetError:
         return False
+
+
+def _form_streams(content_type: str, body: bytes) -> bool:
+    try:
+        reader = FormReader(boundary_of(content_type.encode("latin-1", "replace")), ("stream",))
+        reader.feed(body)
+    except BadForm:
+        return False
+    field = reader.fields.get("stream")
+    return field is not None and field.value.strip().lower() in (b"1", b"t", b"true")

@@ -12,7 +12,7 @@ import msgspec
 from fleetproxy.core import dialin
 from fleetproxy.core.worker import Host, Offer, Status
 from fleetproxy.hub.agent_link import AgentLink
-from fleetproxy.hub.nfrx_link import Held, NfrxLink
+from fleetproxy.hub.nfrx_link import MAX_BODY_BYTES, Held, NfrxLink
 from fleetproxy.hub.sockets import Socket
 from fleetproxy.hub.streams import Link
 from fleetproxy.hub.workers import Connected, Credentials, Workers
@@ -43,6 +43,8 @@ class Sessions:
         self.loop = loop
         self.rules = dialin.Rules()
         self.held = Held()
+        #: The largest form for a stock speech worker.
+        self.max_json_body = MAX_BODY_BYTES
         #: The largest answer of a stock MCP relay.
         self.max_response_bytes = 10 * 1024 * 1024
         #: Of sockets that have not registered yet.
@@ -166,8 +168,13 @@ class Session:
                 remote=self._socket.remote,
             ),
             offer,
-            NfrxLink(self._socket, self, self._sessions.count, self._sessions.held),
+            self._nfrx_link(),
         )
+
+    def _nfrx_link(self) -> NfrxLink:
+        sessions = self._sessions
+        most = sessions.max_json_body if self._family == "asr" else MAX_BODY_BYTES
+        return NfrxLink(self._socket, self, sessions.count, sessions.held, most)
 
     def _enrol(self, data: str | bytes) -> None:
         try:

@@ -178,7 +178,7 @@ class Front:
     async def _from_memory(self, scope: Scope, send: Send, endpoint: Endpoint, head: Head) -> None:
         """The fleet's lists: pre-encoded, so a dead server costs nothing. No audit record, a counter."""
         plane = self._plane
-        snapshot = plane.snapshot
+        snapshot = plane.snapshot_for(endpoint)
         plane.counters[f"memory_answers:{endpoint.path}"] += 1
         rules = snapshot.access
         of_family = endpoint.surface == "family"

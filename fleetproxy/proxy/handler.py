@@ -23,6 +23,7 @@ from fleetproxy.listen import Receive, Scope, Send
 from fleetproxy.proxy import answers, doors
 from fleetproxy.proxy.body import read_announced, read_chunked
 from fleetproxy.proxy.exchange import Exchange
+from fleetproxy.proxy.forms import Forms
 from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.relay import Relay
 from fleetproxy.proxy.scatter import Scatter
@@ -37,6 +38,7 @@ class Handler:
         self._plane = plane
         self._relay = Relay(plane)
         self._scatter = Scatter(plane, self._relay)
+        self._forms = Forms(plane, self._relay, plane.disk) if plane.disk is not None else None
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, head: Head) -> None:
         plane = self._plane
@@ -48,6 +50,9 @@ class Handler:
             if plane.draining:
                 raise Draining
             admitted = plane.admit(exchange)
+            if endpoint.form and self._forms is not None:
+                await self._forms.serve(exchange, self._operation(exchange, None))
+                return
             if endpoint.upload:
                 await self._relay.upload(exchange, self._operation(exchange, None))
                 return

@@ -18,11 +18,12 @@ class Listings:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self._made: tuple[RoutingTable, Mapping[str, int], dict[str, bytes]] | None = None
+        #: By family, with what it was made of.
+        self._made: dict[str, tuple[RoutingTable, Mapping[str, int], dict[str, bytes]]] = {}
 
     def answer(self, snapshot: Snapshot, endpoint: Endpoint, path: str) -> bytes:
         """The body of a list, or of one entry. `path` is raw. Raises ServerUnknown, ModelUnknown."""
-        listed = self._of_one(snapshot, path) if endpoint.pinned else self._of_all(snapshot)
+        listed = self._of_one(snapshot, path) if endpoint.pinned else self._of_all(snapshot, endpoint.family)
         if not endpoint.path.endswith("{id}"):
             return nfrx.body(listed)
         model = registry.parameter(endpoint, path)
@@ -31,10 +32,10 @@ class Listings:
             raise ModelUnknown(model)
         return found
 
-    def _of_all(self, snapshot: Snapshot) -> dict[str, bytes]:
-        made = self._made
+    def _of_all(self, snapshot: Snapshot, family: str) -> dict[str, bytes]:
+        made = self._made.get(family)
         if made is None or made[0] is not snapshot.table or made[1] is not snapshot.first_seen_s:
-            made = self._made = (snapshot.table, snapshot.first_seen_s, self._entries(snapshot, None))
+            made = self._made[family] = (snapshot.table, snapshot.first_seen_s, self._entries(snapshot, None))
         return made[2]
 
     def _of_one(self, snapshot: Snapshot, path: str) -> dict[str, bytes]:

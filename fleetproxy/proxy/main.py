@@ -25,6 +25,7 @@ from fleetproxy.proxy.passage import Passage
 from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.presence import Presence
 from fleetproxy.proxy.recorder import Recorder
+from fleetproxy.proxy.spool_file import Disk
 from fleetproxy.proxy.transfer import Transfer
 from fleetproxy.proxy.tunnel import Tunnels
 from fleetproxy.proxy.waiting import Waiting
@@ -57,6 +58,7 @@ async def main(process: Process) -> None:
         waiting=Waiting(board, hub),
         hub_connected=lambda: hub.connected,
         processes=settings.processes,
+        disk=Disk(process.data / "uploads", settings.asr.spool_bytes),
         clock=time.monotonic,  # the loop has the time of its turn, in whole milliseconds
     )
     link = LinkClient(
@@ -138,6 +140,7 @@ async def _beat(plane: Plane, spool: Spool, link: LinkClient, http1: Http1Transp
         gauges = {
             "exchanges": float(sum(not exchange.lasting for exchange in plane.live)),
             "buffered_bytes": float(plane.budget.held_bytes),
+            "upload_spool_bytes": float(plane.disk.held_bytes if plane.disk is not None else 0),
             "draining": float(plane.draining),
         }
         link.send(Count(counters=counters, gauges=gauges))

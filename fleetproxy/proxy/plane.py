@@ -9,7 +9,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fleetproxy.core import access
 from fleetproxy.core.admission import Admission
@@ -24,6 +24,7 @@ from fleetproxy.listen import Receive, Scope, Send
 from fleetproxy.proxy.body import Budget
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.recorder import Recorder
+from fleetproxy.proxy.spool_file import Disk
 from fleetproxy.proxy.trips import Loads, Trips
 from fleetproxy.proxy.waiting import Waiting
 from fleetproxy.transport.base import Transport
@@ -50,6 +51,7 @@ class Plane:
         waiting: Waiting,
         hub_connected: Callable[[], bool],
         processes: int = 1,
+        disk: Disk | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         rng: random.Random | None = None,
@@ -60,10 +62,13 @@ class Plane:
         self.wall_us = wall_us
         self.rng = rng or random.Random()  # noqa: S311 - breaks ties, guards nothing
         self.snapshot = snapshot
+        self._others: Mapping[str, Snapshot] = {}
         self.board = board
         self.recorder = recorder
         self.transports = transports
         self.waiting = waiting
+        #: Where forms are kept until their model is known; without it they go anywhere, unread.
+        self.disk = disk
         self.hub_connected = hub_connected
         #: Our pseudonym in Via (RFC 9110 section 7.6.3): the same for all processes of this instance.
         self.via = f"1.1 fleetproxy-{instance}".encode()
@@ -84,14 +89,19 @@ class Plane:
         self._good_hosts: set[bytes] = set()
         self._proxies = access.networks(snapshot.access.trusted_proxies)
 
-    def publish(self, snapshot: Snapshot) -> None:
-        """Use this snapshot for new exchanges: one assignment."""
+    def publish(self, snapshot: Snapshot, others: Mapping[str, Snapshot] | None = None) -> None:
+        """Use this snapshot for new exchanges: one assignment. `others` have the routing tables of `Endpoint.table`."""
         self._good_hosts = set()
         self._proxies = access.networks(snapshot.access.trusted_proxies)
         self.budget.limit_bytes = snapshot.limits.buffered_bytes
         self.retries.share = snapshot.limits.retry_budget
-        self.trips.publish(snapshot)
+        self._others = others or {}
+        self.trips.publish(self._others.get("audio", snapshot))
         self.snapshot = snapshot
+
+    def snapshot_for(self, endpoint: Endpoint) -> Snapshot:
+        """The snapshot with the routing table that an endpoint's requests are ranked by."""
+        return self._others.get(endpoint.table, self.snapshot) if endpoint.table else self.snapshot
 
     def _tell(self, backend: str, kind: str) -> None:
         self.observe(backend, kind)
@@ -109,7 +119,7 @@ class Plane:
             send=send,
             endpoint=endpoint,
             head=head,
-            snapshot=self.snapshot,
+            snapshot=self.snapshot if not endpoint.table else self.snapshot_for(endpoint),
             request_id=request_id,
             started_at=self.clock(),
             started_at_us=wall_us,

@@ -133,7 +133,7 @@ class Relay:
             finally:
                 answering.cancel()
             plane.trips.answered(backend, answer.status, answer.headers)
-            await self._commit(exchange, operation, upstream, answer)
+            await self.commit(exchange, operation, upstream, answer)
         except BackendError as error:
             plane.trips.failed(backend, error)
             exchange.close_attempt(plane.clock(), None, error.code)
@@ -235,7 +235,7 @@ class Relay:
             plane.trips.answered(backend, status, answer.headers)
             if status in _MAY_BE_PASSED_ON:
                 await self._consider(exchange, operation, upstream, answer, failures, last=last)
-            await self._commit(exchange, operation, upstream, answer)
+            await self.commit(exchange, operation, upstream, answer)
         except BackendError as error:
             failure = error.code
             if not isinstance(error, (ModelMissing, CannotServe)):
@@ -317,7 +317,7 @@ class Relay:
 
     # --- the answer ----------------------------------------------------------------------------------------------
 
-    async def _commit(self, exchange: Exchange, operation: Operation, upstream: Upstream, answer: Answer) -> None:
+    async def commit(self, exchange: Exchange, operation: Operation, upstream: Upstream, answer: Answer) -> None:
         """Hand the answer over. From here on nothing is tried again."""
         plane, limits, endpoint = self._plane, exchange.snapshot.limits, exchange.endpoint
         status = answer.status

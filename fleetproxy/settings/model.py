@@ -254,6 +254,15 @@ class Transfer(Section, frozen=True, kw_only=True):
     same_key: bool = False
 
 
+class Asr(Section, frozen=True, kw_only=True):
+    """Speech recognition (`/api/asr`, `/v1/audio`). Forms of any size go through as they come."""
+
+    #: What one proxy process keeps on disk of forms whose `model` part has not come yet, all uploads together.
+    spool_bytes: Positive = 4 * 1024 * 1024 * 1024
+    #: Largest form for a worker that speaks nfrx's protocol, where a request is one JSON message held whole.
+    max_json_body: Annotated[int, Meta(ge=1024, le=128 * 1024 * 1024)] = 32 * 1024 * 1024
+
+
 class Mcp(Section, frozen=True, kw_only=True):
     """MCP servers behind relays (`/api/mcp`)."""
 
@@ -362,6 +371,7 @@ class Settings(Section, frozen=True, kw_only=True):
     dashboard: Dashboard = Dashboard()
     hub: Hub = Hub()
     transfer: Transfer = Transfer()
+    asr: Asr = Asr()
     mcp: Mcp = Mcp()
     analytics: Analytics = Analytics()
     telegram: Telegram = Telegram()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from fleetproxy.core.backend import Backend, BackendState, DiskModel, ResidentModel
 from fleetproxy.core.fleet import Fleet, compile_table
@@ -103,7 +104,7 @@ def test_without_workers_it_is_the_very_same_table(fleet: Fleet) -> None:
 @given(worker_sets())
 def test_workers_of_other_families_do_not_come_in(workers: list[Worker]) -> None:
     table = compile_table(Fleet(), {})
-    assert with_workers(table, workers, family="asr") is table
+    assert with_workers(table, workers, ("asr",)) is table
 
 
 def test_an_alias_reaches_a_worker_that_has_its_model() -> None:
@@ -122,3 +123,10 @@ def test_every_worker_can_be_pinned_and_a_server_keeps_its_name() -> None:
     merged = with_workers(table, workers)
     assert merged.backends[merged.pins["box"]].backend.name == "Box"
     assert merged.backends[merged.pins["other"]].backend.host == "x"
+
+
+@given(worker_sets())
+def test_several_families_come_in_together_as_one_alone_would(workers: list[Worker]) -> None:
+    table = compile_table(Fleet(), {})
+    speaking = [structs.replace(worker, family="asr") for worker in workers]
+    assert with_workers(table, speaking, ("llm", "asr")) == with_workers(table, workers)

@@ -107,7 +107,7 @@ def test_any_model_id_is_found_again(model: str, keep_slashes: bool) -> None:
         ("GET", "", None),
         ("POST", "/api/llm/nothing", None),
         ("GET", "/api/transfer", None),
-        ("GET", "/api/asr/v1/models", None),
+        ("GET", "/api/asr/v1/nothing", None),
         ("POST", "/api/blobs/sha256:../../etc/passwd", None),
         ("POST", "/api/blobs/sha256:" + "0" * 63, None),
         ("POST", "/api/blobs/" + "0" * 64, None),

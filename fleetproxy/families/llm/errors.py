@@ -88,6 +88,7 @@ def _only_word(error: FleetError, request_id: str) -> dict[str, Any]:
 #: Our word -> nfrx's, where that differs.
 _NFRX_WORDS = {
     "bad_json": "bad_request",
+    "bad_form": "bad_request",
     "missing_body": "bad_request",
     "queue_full": "worker_busy",
     "queue_timeout": "worker_busy",

@@ -134,8 +134,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         read=False,
         generates=True,
         upload=True,
+        form=True,
+        table="audio",
         patient=True,
-        doc="Text from speech; the form goes through unread.",
+        doc="Text from speech, by servers and speech workers that have the model; the form goes through as it comes.",
     ),
     Endpoint(
         name="v1_audio_translations",
@@ -145,8 +147,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         read=False,
         generates=True,
         upload=True,
+        form=True,
+        table="audio",
         patient=True,
-        doc="English text from speech; the form goes through unread.",
+        doc="English text from speech; the form goes through as it comes.",
     ),
 )
 

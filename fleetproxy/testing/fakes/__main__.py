@@ -18,7 +18,7 @@ _DEFAULT = Profile()
 
 def parser() -> argparse.ArgumentParser:
     make = argparse.ArgumentParser(prog="python -m fleetproxy.testing.fakes", description=__doc__)
-    make.add_argument("--kind", choices=("ollama", "openai", "llamacpp"), default="ollama")
+    make.add_argument("--kind", choices=("ollama", "openai", "llamacpp", "asr"), default="ollama")
     make.add_argument("--host", default="127.0.0.1")
     make.add_argument("--port", type=int, default=0, help="0 takes a free one; the first line printed names it")
     make.add_argument(

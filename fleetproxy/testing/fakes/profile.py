@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["ollama", "openai", "llamacpp"]
+Kind = Literal["ollama", "openai", "llamacpp", "asr"]
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from fleetproxy.testing.fakes import anthropic, library, native, openai, pages, responses
+from fleetproxy.testing.fakes import anthropic, library, native, openai, pages, responses, speech
 from fleetproxy.testing.fakes.call import Call, Dialect
 from fleetproxy.testing.fakes.profile import Kind
 
@@ -52,6 +52,11 @@ _OPENAI = (
     _post("/v1/messages", anthropic.messages, "anthropic"),
 )
 
+_SPEECH = (
+    Route(("POST",), "/v1/audio/transcriptions", speech.transcriptions, "openai"),
+    Route(("POST",), "/v1/audio/translations", speech.transcriptions, "openai"),
+)
+
 ROUTES: dict[Kind, tuple[Route, ...]] = {
     "ollama": (
         _get("/", running, head=True),
@@ -85,6 +90,7 @@ ROUTES: dict[Kind, tuple[Route, ...]] = {
         _get("/metrics", pages.metrics),
         _post("/v1/messages/count_tokens", anthropic.count_tokens, "anthropic"),
         *_OPENAI,
+        *_SPEECH,
     ),
     "llamacpp": (
         _get("/health", pages.llamacpp_health),
@@ -95,6 +101,12 @@ ROUTES: dict[Kind, tuple[Route, ...]] = {
         _post("/tokenize", pages.llamacpp_tokenize),
         _post("/completion", pages.llamacpp_completion, "openai"),
         *_OPENAI,
+    ),
+    "asr": (
+        _get("/health", pages.vllm_health),
+        _get("/v1/models", openai.models, "openai"),
+        _get("/v1/models/{}", openai.model, "openai"),
+        *_SPEECH,
     ),
 }
 

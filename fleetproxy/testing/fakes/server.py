@@ -28,6 +28,7 @@ TEXT = "text/plain; charset=utf-8"
 NOT_FOUND: dict[Kind, tuple[bytes, str]] = {
     "ollama": (b"404 page not found", TEXT),
     "openai": (b'{"detail":"Not Found"}', "application/json"),
+    "asr": (b'{"detail":"Not Found"}', "application/json"),
     "llamacpp": (b'{"error":{"code":404,"message":"File Not Found","type":"not_found_error"}}', "application/json"),
 }
 #: fault -> (status, words); the rest of the faults break the answer instead.
