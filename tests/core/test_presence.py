@@ -129,4 +129,5 @@ def test_every_worker_can_be_pinned_and_a_server_keeps_its_name() -> None:
 def test_several_families_come_in_together_as_one_alone_would(workers: list[Worker]) -> None:
     table = compile_table(Fleet(), {})
     speaking = [structs.replace(worker, family="asr") for worker in workers]
-    assert with_workers(table, speaking, ("llm", "asr")) == with_workers(table, workers)
+    both, alone = with_workers(table, speaking, ("llm", "asr")), with_workers(table, workers)
+    assert (both.models, both.alias_keys, both.unavailable) == (alone.models, alone.alias_keys, alone.unavailable)
