@@ -13,6 +13,7 @@ import json
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,8 @@ from fleetproxy.testing.spawned import START_S, STOP_S, Spawned, fetch, found_ur
 #: Lines that mean a fault of ours, whatever the test was about.
 BAD_LINES = re.compile(r"Traceback|never retrieved|panicked|\bERROR\b|\"level\":\"(error|critical)\"|never awaited")
 ADMIN_KEY = "e2e-admin-key"
+#: Ids asked for in one query: its text and its rows stay within what a query may have.
+MOST_IDS = 1000
 _ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
@@ -183,13 +186,28 @@ class Service(Spawned):
 
     def records(self, ids: Iterable[str], within_s: float = 5.0) -> dict[str, dict[str, Any]]:
         """The one row of each of these requests; AssertionError when one has none, or more than one."""
-        wanted = set(ids)
-        listed = ", ".join(f"'{name}'" for name in sorted(wanted))
-        sql = f"select * from requests where request_id in ({listed})"  # noqa: S608 - our own ids
-        rows = until(lambda: _enough(self.rows(sql), len(wanted)), within_s, f"rows of {len(wanted)} requests")
-        found = [row["request_id"] for row in rows]
-        assert len(found) == len(set(found)), f"more than one row: {sorted(found)}"
-        return {row["request_id"]: row for row in rows}
+        wanted = sorted(set(ids))
+        found: dict[str, dict[str, Any]] = {}
+        deadline_s = time.monotonic() + within_s
+        for start in range(0, len(wanted), MOST_IDS):
+            some = wanted[start : start + MOST_IDS]
+            left_s = max(0.1, deadline_s - time.monotonic())
+            sql = f"select * from requests where request_id in ({quoted(some)})"  # noqa: S608 - our own ids
+            rows = until(lambda: _enough(self.rows(sql), len(some)), left_s, f"rows of {len(some)} requests")  # noqa: B023
+            names = [row["request_id"] for row in rows]
+            assert len(names) == len(set(names)), f"more than one row: {sorted(names)}"
+            found.update((row["request_id"], row) for row in rows)
+        return found
+
+    def counted(self, ids: Iterable[str]) -> dict[str, int]:
+        """How many rows each of these requests has now; those without any are left out."""
+        wanted = sorted(set(ids))
+        found: dict[str, int] = {}
+        for start in range(0, len(wanted), MOST_IDS):
+            listed = quoted(wanted[start : start + MOST_IDS])
+            sql = f"select request_id, count(*) as n from requests where request_id in ({listed}) group by 1"  # noqa: S608
+            found.update((row["request_id"], row["n"]) for row in self.rows(sql))
+        return found
 
     # --- looking ------------------------------------------------------------------------------------------------
 
@@ -261,6 +279,11 @@ def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{json.dumps(key)} = {_value(part)}" for key, part in value.items()) + " }"
     return json.dumps(value)
+
+
+def quoted(ids: Iterable[str]) -> str:
+    """Ids of tests as a list of SQL."""
+    return ", ".join(f"'{identity}'" for identity in ids)
 
 
 def _enough(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]] | None:

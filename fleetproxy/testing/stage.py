@@ -234,16 +234,6 @@ class Stage:
         sql = f"select * from attempts where request_id = '{record['request_id']}' order by n"  # noqa: S608
         return await asyncio.to_thread(self.service.rows, sql)
 
-    async def _found(self, ids: Sequence[str]) -> int:
-        """How many of these requests have a record; AssertionError when one has two."""
-        if not ids:
-            return 0
-        listed = ", ".join(f"'{identity}'" for identity in ids)
-        sql = f"select request_id, count(*) as n from requests where request_id in ({listed}) group by 1"  # noqa: S608
-        rows = await asyncio.to_thread(self.service.rows, sql)
-        assert all(row["n"] == 1 for row in rows), rows
-        return len(rows)
-
     @property
     def rows_before(self) -> int:
         """Records there were before this case."""
@@ -258,6 +248,8 @@ class Stage:
         await self.records()
         # What a leaver left behind is closed before it is written down.
         await asyncio.to_thread(self.service.check, self._baseline)
-        unsure = await self._found(self.perhaps)
+        counted = await asyncio.to_thread(self.service.counted, self.perhaps)
+        assert set(counted.values()) <= {1}, "a request with more than one record"
+        unsure = len(counted)
         count = await self.count() - self._rows
         assert count == len(self.asked) + unsure, f"{count} records of {len(self.asked)} requests (+ {unsure})"
