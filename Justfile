@@ -22,7 +22,7 @@ demo *words:
 
 # Every test; words after it go to pytest.
 test *words:
-    {{python}} -m pytest -n 2 --dist loadfile {{words}}
+    {{python}} -m pytest -n 2 --dist loadfile --max-worker-restart 2 --durations 30 {{words}}
 
 # The tests without real processes: seconds.
 test-fast *words:
@@ -56,7 +56,7 @@ faults *words:
 
 # The fault catalogue as often as it asks.
 faults-full *words:
-    FLEETPROXY_FAULT_ROUNDS=full HYPOTHESIS_PROFILE=full {{python}} -m pytest tests/e2e tests/serve -k "fault or supervisor" --timeout 600 {{words}}
+    FLEETPROXY_FAULT_ROUNDS=full HYPOTHESIS_PROFILE=full {{python}} -m pytest tests/e2e tests/serve -k "fault or supervisor" --timeout 600 -o faulthandler_timeout=0 {{words}}
 
 # CPU per request and per chunk next to nginx.
 bench *words:

@@ -460,7 +460,7 @@ async def test_c34_bodies_over_the_limit_are_413(open_stage: OpenStage) -> None:
     await stage.settle()
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(rounds(120, 1800))
 async def test_c35_uploads_are_streamed(stage: Stage) -> None:
     total = rounds(64 << 20, 10 << 30)
     piece = random.Random(35).randbytes(1 << 20)

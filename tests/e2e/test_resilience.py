@@ -27,7 +27,7 @@ KILLS_EVERY_S = 1.0
 FAULTS = ("reset_before", "reset_mid", "cut", "error", "unavailable")
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(rounds(120, 1800))
 async def test_random_kills(fake: MakeFake, start: MakeService) -> None:
     """Any child of the service, by SIGKILL; servers now and then freeze or reset."""
     chance = random.Random(19)
