@@ -71,6 +71,13 @@ class Bulletin:
             self._made_at = now
         return self._frame
 
+    def goodbye(self, reason: str) -> bytes:
+        """nfrx's stream has no last words: it ends."""
+        return b""
+
+    def too_slow(self) -> None:
+        self.dropped += 1
+
     async def next(self) -> None:
         """Until there is reason for another frame."""
         news = self._news

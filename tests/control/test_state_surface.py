@@ -133,15 +133,11 @@ async def test_descriptors_are_there_for_every_family_on_or_off(start: Any) -> N
 
 
 async def test_a_watcher_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fleetproxy.control.api import state
+    from fleetproxy.control.api import stream
     from fleetproxy.control.bulletin import Bulletin
 
-    monkeypatch.setattr(state, "SEND_S", 0.02)
-
-    class Watch:
-        bulletin = Bulletin(lambda: b"{}")
-
-    monkeypatch.setattr(state, "watch_of", lambda app: Watch)
+    monkeypatch.setattr(stream, "SEND_S", 0.02)
+    bulletin = Bulletin(lambda: b"{}")
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -152,10 +148,46 @@ async def test_a_watcher_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyP
     async def receive() -> Any:
         await asyncio.Event().wait()
 
+    async def still() -> bool:
+        return True
+
     async with asyncio.timeout(5):
-        await state.stream_state({"method": "GET", "litestar_app": None}, receive, send)  # type: ignore[arg-type, typeddict-item]
+        await stream.serve({"method": "GET"}, receive, send, bulletin, still)  # type: ignore[arg-type, typeddict-item]
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    assert (Watch.bulletin.dropped, Watch.bulletin.watchers) == (1, 0)
+    assert bulletin.dropped == 1
+
+
+async def test_head_of_a_stream_is_answered_and_over(start: Any) -> None:
+    running = await start(Settings())
+    async with running.browser() as client, asyncio.timeout(5):
+        answer = await client.head("/api/state/stream")
+        assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, "text/event-stream", b"")
+        assert (await client.post("/api/state/stream", json={})).status_code == 405
+
+
+async def test_a_stream_ends_when_its_key_is_revoked(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A-44: nobody looks on after their credentials have gone."""
+    from fleetproxy.control.api import stream
+
+    monkeypatch.setattr(stream, "STILL_S", 0.05)
+    running = await start(Settings(auth=Auth(api_key="secret")))
+    async with running.browser() as admin, running.browser() as bob:
+        assert (await admin.post("/api/auth/setup", json={"username": "root", "password": "correct horse 7"})).is_success
+        me = (await admin.get("/api/auth/me")).json()["user"]["id"]
+        made = (await admin.post(f"/api/users/{me}/api-key", json={"label": "l", "scopes": ["read"]})).json()
+        bob.headers["x-api-key"] = made["apiKey"]
+        async with bob.stream("GET", "/api/state/stream") as answer, asyncio.timeout(10):
+            pieces = answer.aiter_raw()
+            assert (await anext(pieces)).startswith(b"data: {")
+            assert (await admin.delete(f"/api/users/{me}/api-keys/{made['key']['id']}")).is_success
+            async for _ in pieces:
+                pass
+        async with admin.stream("GET", "/api/state/stream") as answer, asyncio.timeout(10):
+            pieces = answer.aiter_raw()
+            await anext(pieces)
+            assert (await admin.post("/api/auth/logout")).is_success
+            async for _ in pieces:
+                pass
 
 
 async def test_a_strangers_peer_has_no_roles() -> None:

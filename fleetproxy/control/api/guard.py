@@ -31,7 +31,7 @@ from fleetproxy.control.state import Store, keys, sessions, users
 from fleetproxy.control.state.users import User
 from fleetproxy.core.access import find
 from fleetproxy.core.roles import any_of
-from fleetproxy.errors import BadRequest, Forbidden, MediaTypeRefused, OriginRefused, Unauthorized
+from fleetproxy.errors import BadRequest, FleetError, Forbidden, MediaTypeRefused, OriginRefused, Unauthorized
 from fleetproxy.settings import Settings
 
 Policy = Literal["public", "user", "admin", "self-or-admin", "family"]
@@ -88,7 +88,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Guard:
-    """Given to the Litestar app as a guard; also answers `still(identity)` for streams that outlive a call."""
+    """Given to the Litestar app as a guard; also answers `still(connection)` for streams that outlive a call."""
 
     def __init__(
         self, store: Store, settings: Callable[[], Settings], now: Callable[[], datetime], local_key: str | None = None
@@ -178,12 +178,17 @@ class Guard:
             return False
         return is_local_page(connection) and not await self._store.read(users.any_exist)
 
-    async def still(self, identity: Identity) -> bool:
-        """Whether the credentials of an open stream are still in force; ask every 5 s at least."""
-        if identity.via != "session" or identity.session is None or identity.user is None:
-            return identity.known
-        found = await self._store.read(sessions.user_of, identity.session, self._now())
-        return found is not None and found[0].is_admin == identity.user.is_admin
+    async def still(self, connection: Connection) -> bool:
+        """Whether who opened this stream would be let in now, as the same and with the same rights; ask every 5 s."""
+        before = connection.scope.get("user")
+        try:
+            await self(connection, connection.route_handler)
+        except (Unauthorized, Forbidden):
+            return False
+        except FleetError:
+            return True  # the store is busy: ask again
+        now = connection.scope["user"]
+        return isinstance(before, Identity) and (now.user, now.is_admin) == (before.user, before.is_admin)
 
     async def _key_holder(self, key: str, peer: Peer) -> Identity:
         digest = _digest(key)

@@ -18,6 +18,7 @@ from fleetproxy.core.roles import read_roles
 from fleetproxy.listen import App, Message, Receive, Scope, Send
 
 KEY = "fleet.peer"
+_HEAD = "fleet.head"
 _OURS = (b"x-fleet-client", b"x-fleet-scheme", b"x-fleet-roles")
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -45,6 +46,11 @@ def peer_of(scope: Mapping[str, object]) -> Peer:
     peer = scope.get(KEY, UNKNOWN)
     assert isinstance(peer, Peer)
     return peer
+
+
+def is_head(scope: Mapping[str, object]) -> bool:
+    """GET's handler answers a HEAD: what it would send without end must not begin."""
+    return _HEAD in scope
 
 
 def linked(app: App) -> App:
@@ -87,7 +93,7 @@ async def _one_policy(app: App, scope: Scope, receive: Receive, send: Send) -> N
     if scope["type"] != "http" or scope["method"] != "HEAD":
         await app(scope, receive, send)
         return
-    scope["method"] = "GET"
+    scope["method"], scope[_HEAD] = "GET", True
 
     async def send_head(message: Message) -> None:
         if message["type"] == "http.response.body":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 from typing import Any
 
@@ -12,23 +11,16 @@ from litestar.params import FromPath
 from litestar.types import Receive, Scope, Send
 
 from fleetproxy.control import descriptors, pages
-from fleetproxy.control.api.guard import FAMILY, PUBLIC
+from fleetproxy.control.api import stream
+from fleetproxy.control.api.guard import FAMILY, PUBLIC, Guard
 from fleetproxy.control.pages import Page
 from fleetproxy.control.watch import Watch
-from fleetproxy.errors import MethodRefused, PathUnknown
+from fleetproxy.errors import PathUnknown
 
-#: A watcher that does not take a frame in this time is let go.
-SEND_S = 10.0
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_STREAM = [
-    (b"content-type", b"text/event-stream"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
-
 StateRequest = Request[Any, Any, Any]
 
 
@@ -36,6 +28,12 @@ def watch_of(app: Any) -> Watch:
     watch = app.state["watch"]
     assert isinstance(watch, Watch)
     return watch
+
+
+def guard_of(app: Any) -> Guard:
+    guard = app.state["services"].guard
+    assert isinstance(guard, Guard)
+    return guard
 
 
 @get("/api/state", opt=FAMILY, tags=["state"])
@@ -77,35 +75,10 @@ async def show_asset(request: StateRequest, name: FromPath[str]) -> Response[byt
 
 async def stream_state(scope: Scope, receive: Receive, send: Send) -> None:
     """The envelope as server-sent events: one at once, then every 2 s, sooner when something changes."""
-    if scope.get("method") != "GET":
-        raise MethodRefused("This path takes GET only", allow="GET")
-    bulletin = watch_of(scope["litestar_app"]).bulletin
+    app = scope["litestar_app"]
+    bulletin = watch_of(app).bulletin
     with bulletin.watching():
-        await send({"type": "http.response.start", "status": 200, "headers": list(_STREAM)})
-        leaving = asyncio.ensure_future(_left(receive))
-        closing = asyncio.ensure_future(bulletin.closed.wait())
-        ends: set[asyncio.Future[Any]] = {leaving, closing}
-        try:
-            while not leaving.done() and not closing.done():
-                try:
-                    async with asyncio.timeout(SEND_S):
-                        await send({"type": "http.response.body", "body": bulletin.frame(), "more_body": True})
-                except TimeoutError:
-                    bulletin.dropped += 1
-                    return  # without a last piece: the connection is cut
-                news = asyncio.ensure_future(bulletin.next())
-                await asyncio.wait({news, *ends}, return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
-            if closing.done():
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            for end in ends:
-                end.cancel()
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        await stream.serve(scope, receive, send, bulletin, stream.credentials(guard_of(app), scope))
 
 
 def page_response(page: Page, policy: str, *, accepts: str = "") -> Response[bytes]:

@@ -310,19 +310,3 @@ async def test_sessions_end_with_time(control: Control) -> None:
     answer = await admin.get("/api/users")
     assert (answer.status_code, answer.json()) == (401, {"error": "Unauthorized"})
     assert (await admin.get("/api/auth/me")).json() == {"user": None}
-
-
-async def test_open_streams_learn_that_their_session_ended(control: Control) -> None:
-    from fleetproxy.control.api.guard import Identity
-
-    admin = await control.admin()
-    bob = await control.user(admin, "bob")
-    guard, store = control.services.guard, control.services.store
-    from fleetproxy.control.state import sessions
-
-    found = await store.read(sessions.user_of, bob.cookies["fleet_session"], control.clock.now())
-    assert found
-    identity = Identity(via="session", user=found[0], session=bob.cookies["fleet_session"])
-    assert await guard.still(identity)
-    await admin.put(f"/api/users/{found[0].id}", json={"isAdmin": True})
-    assert not await guard.still(identity)
