@@ -20,6 +20,8 @@ SHORTEST_PASSWORD = 10
 FAMILIES = ("llm", "asr", "mcp", "transfer")
 #: First path segments that are ours on the public port and cannot be passed through.
 OWN_SEGMENTS = frozenset({"api", "v1", "dashboard", "state", "metrics", "healthz", "livez", "readyz", "health"})
+#: Tables of the request history with a time of their own in `analytics.table_days`.
+FORGETTABLE = ("requests", "attempts", "model_events", "server_events", "system_metrics", "job_runs")
 _SHA256 = re.compile(r"sha256:[0-9a-fA-F]{64}")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+")
@@ -240,6 +242,16 @@ def _limits(settings: Settings) -> Iterator[Finding]:
         yield ("routing", "eject_max_s"), f"must not be below routing.eject_s ({settings.routing.eject_s:g})"
 
 
+def _tables(settings: Settings) -> Iterator[Finding]:
+    for name in settings.analytics.table_days:
+        if name not in FORGETTABLE:
+            meant = near(name, FORGETTABLE)
+            yield (
+                ("analytics", "table_days", name),
+                f'"{name}" is no table whose rows are forgotten{meant or "; known are " + ", ".join(FORGETTABLE)}',
+            )
+
+
 def _addresses(settings: Settings) -> Iterator[Finding]:
     for place, target in enumerate(settings.wan.targets):
         try:
@@ -272,6 +284,7 @@ RULES: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _origins,
     _routing,
     _limits,
+    _tables,
     _addresses,
 )
 

@@ -283,6 +283,10 @@ class Analytics(Section, frozen=True, kw_only=True):
     retention_days: Positive = 90
     #: The same for `metric_samples`.
     samples_days: Positive = 14
+    #: The same for `requests_hourly`: what long times are told from when the rows themselves have gone.
+    rollup_days: Positive = 400
+    #: The same for other tables: name of the table -> days, where they differ from `retention_days`.
+    table_days: dict[str, Positive] = {}
     #: DuckDB's memory limit.
     memory_bytes: Annotated[int, Meta(ge=64 * 1024 * 1024)] = 1024 * 1024 * 1024
     #: For one SQL query.

@@ -290,17 +290,17 @@ def bring_up_to_date(
         with transaction(connection):
             for statement in steps.get(step, ()):
                 connection.execute(statement)
-            _set_meta(connection, "schema_version", str(step))
+            set_meta(connection, "schema_version", str(step))
     with transaction(connection):
         for statement in steps.get(version, ()) if found else ():
             connection.execute(statement)
         for statement in _ddl(connection, tables, views):
             connection.execute(statement)
         if not found:
-            _set_meta(connection, "store_id", secrets.token_hex(8))
-            _set_meta(connection, "created_at_us", str(now_us))
-            _set_meta(connection, "created_by", __version__)
-        _set_meta(connection, "schema_version", str(version))
+            set_meta(connection, "store_id", secrets.token_hex(8))
+            set_meta(connection, "created_at_us", str(now_us))
+            set_meta(connection, "created_by", __version__)
+        set_meta(connection, "schema_version", str(version))
     connection.execute("CHECKPOINT")
 
 
@@ -320,7 +320,7 @@ def _check_version(connection: duckdb.DuckDBPyConnection, version: int = schema.
     return found
 
 
-def _set_meta(connection: duckdb.DuckDBPyConnection, key: str, value: str) -> None:
+def set_meta(connection: duckdb.DuckDBPyConnection, key: str, value: str) -> None:
     connection.execute("DELETE FROM meta WHERE key = ?", [key])
     connection.execute("INSERT INTO meta VALUES (?, ?)", [key, value])
 

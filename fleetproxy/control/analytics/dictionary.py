@@ -20,7 +20,7 @@ def page() -> str:
         parts.append(f"\n## `{table.name}`\n\n{table.doc}\n\n| column | type | meaning |\n| --- | --- | --- |\n")
         for column in table.columns:
             # Defaults are our own business.
-            parts.append(f"| `{column.name}` | {column.type.partition(' ')[0]} | {_cell(column.doc)} |\n")
+            parts.append(f"| `{column.name}` | {column.type.partition(' DEFAULT')[0]} | {_cell(column.doc)} |\n")
     parts.append("\n## Views\n\n| view | what it tells |\n| --- | --- |\n")
     parts.extend(f"| `{view.name}` | {_cell(view.doc)} |\n" for view in schema.VIEWS)
     return "".join(parts)

@@ -19,8 +19,9 @@ import duckdb
 import msgspec
 
 from fleetproxy import log
-from fleetproxy.control.analytics import rows, schema
+from fleetproxy.control.analytics import rollups, rows, schema
 from fleetproxy.control.analytics.database import judge, transaction
+from fleetproxy.control.analytics.shape import LAST_US
 from fleetproxy.core.record import AuditRecord
 from fleetproxy.link.spool import adopt_orphans
 
@@ -58,6 +59,8 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     malformed: int
     bytes: int
+    #: Of audit rows: starts of the hours they belong to, microseconds since the epoch.
+    hours_us: frozenset[int] = frozenset()
 
 
 class Counters(msgspec.Struct, kw_only=True):
@@ -167,6 +170,7 @@ class Ingest:
         good = malformed = offset = 0
         clean: IO[bytes] | None = None
         source = path
+        hours_us: set[int] = set()
         try:
             with path.open("rb") as file:
                 while piece := file.read(PIECE_BYTES):
@@ -186,6 +190,7 @@ class Ingest:
                     offset += len(piece)
                     good += len(decoded)
                     if table == "requests":
+                        hours_us.update({row.started_at_us // rollups.HOUR_US * rollups.HOUR_US for row in decoded})
                         self._count(decoded)
         except FileNotFoundError:
             return None
@@ -195,7 +200,15 @@ class Ingest:
         if malformed:
             self.counters.malformed += malformed
             _log.warning("%d lines of %s were no rows and have been left out", malformed, path.name)
-        segment = Segment(path=path, table=table, source=source, rows=good, malformed=malformed, bytes=offset)
+        segment = Segment(
+            path=path,
+            table=table,
+            source=source,
+            rows=good,
+            malformed=malformed,
+            bytes=offset,
+            hours_us=frozenset(hour for hour in hours_us if 0 <= hour <= LAST_US),
+        )
         self._prepared[path.name] = segment
         return segment
 
@@ -239,6 +252,8 @@ class Ingest:
             found = connection.execute("SELECT name FROM segments WHERE list_contains(?, name)", [names]).fetchall()
             known = {row[0] for row in found}
             fresh = [segment for segment in batch if segment.path.name not in known]
+            hours_us = frozenset().union(*(segment.hours_us for segment in fresh))
+            marking = _Marking(connection, hours_us) if hours_us else None
             for table, statements in _LOADS.items():
                 files = [str(segment.source) for segment in fresh if segment.table == table and segment.rows]
                 if not files:
@@ -247,6 +262,8 @@ class Ingest:
                 loaded += row[0] if row else 0
                 for statement in statements[1:]:
                     connection.execute(statement, [files])
+            if marking is not None:
+                marking.mark(now_us)
             expected = sum(segment.rows for segment in fresh)
             if fresh:
                 connection.execute(
@@ -273,6 +290,25 @@ class Ingest:
             segment.source.unlink(missing_ok=True)
         for stale in sorted(self._folder.glob("*.rejected"), key=lambda path: path.stat().st_mtime)[:-KEEP_REJECTED]:
             stale.unlink(missing_ok=True)
+
+
+class _Marking:
+    """What the roll-ups must be told of one batch. Made before its rows go in."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, hours_us: frozenset[int]) -> None:
+        self._connection = connection
+        self._raw_since_us = rollups.raw_since_us(connection)
+        self._hours_us = [hour for hour in hours_us if hour >= self._raw_since_us]
+        self._after_id: int | None = None
+        if len(self._hours_us) < len(hours_us):
+            row = connection.execute("SELECT coalesce(max(id), 0) FROM requests").fetchone()
+            self._after_id = row[0] if row else 0
+
+    def mark(self, now_us: int) -> None:
+        if self._hours_us:
+            rollups.mark(self._connection, self._hours_us, now_us)
+        if self._after_id is not None:
+            rollups.add_late(self._connection, self._after_id, self._raw_since_us)
 
 
 def _remove(segment: Segment) -> None:

@@ -1,10 +1,8 @@
 """The questions of the dashboard API, in SQL. Each takes a cursor and plain values and gives what the API shows.
 
-Percentiles are computed from the rows themselves, never from averages. `now_us` is an argument: rows of the future, by
-a clock that was wrong once, stay out.
+Percentiles are told from the rows themselves or from counts by size (`plan.py`), never from averages. `now_us` is an
+argument: rows of the future, by a clock that was wrong once, stay out.
 """
-
-# ruff: noqa: S608  (SQL here is made of our own columns' names; values are bound)
 
 from __future__ import annotations
 
@@ -14,7 +12,10 @@ from typing import Any
 import duckdb
 import msgspec
 
-from fleetproxy.control.analytics.schema import FAILED, TOKENS_PER_SECOND
+from fleetproxy.control.analytics.facts import Asked, Facts, Key, distinct, measure, ranked
+from fleetproxy.control.analytics.measures import COUNTS, HISTOGRAMS
+from fleetproxy.control.analytics.plan import plan_of
+from fleetproxy.core.histogram import ERROR
 
 Row = dict[str, Any]
 Cursor = duckdb.DuckDBPyConnection
@@ -25,9 +26,6 @@ TOP = 20
 _HOUR_US = 3_600_000_000
 #: Up to a week the buckets are hours, beyond it days.
 _HOURLY_HOURS = 168
-
-#: Server had the model in memory.
-_RESIDENT = "route_reason LIKE 'model_loaded%'"
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -147,97 +145,106 @@ def _request(row: tuple[Any, ...], hosts: dict[str, str]) -> Row:
 
 # --- analytics ---------------------------------------------------------------------------------------------------
 
-_TOTALS = f"""SELECT count(*), count(*) FILTER ({FAILED}), count(DISTINCT model), count(DISTINCT source),
-       count(DISTINCT "user"), quantile_cont(total_ms, [0.5, 0.95, 0.99]),
-       quantile_cont(ttft_ms, [0.5, 0.95, 0.99]) FILTER (streamed), quantile_cont(overhead_ms, [0.5, 0.95]),
-       count(*) FILTER (queue_ms > 0), quantile_cont(queue_ms, 0.95) FILTER (queue_ms > 0), sum(queue_ms),
-       count(*) FILTER (retries > 0), sum(retries), sum(tokens_in), sum(tokens_out), sum(bytes_in), sum(bytes_out),
-       {TOKENS_PER_SECOND}, count(*) FILTER (route_reason IS NOT NULL), count(*) FILTER ({_RESIDENT})
-FROM requests WHERE {_IN_WINDOW}"""
-
-_OVER_TIME = f"""SELECT date_trunc('{{bucket}}', started_at) AS bucket, count(*), count(*) FILTER ({FAILED}),
-       quantile_cont(total_ms, [0.5, 0.95]), quantile_cont(ttft_ms, [0.5, 0.95]) FILTER (streamed),
-       quantile_cont(queue_ms, 0.95) FILTER (queue_ms > 0), sum(tokens_in), sum(tokens_out)
-FROM requests WHERE {_IN_WINDOW} GROUP BY bucket ORDER BY bucket"""
-
-_BY = f"""SELECT {{column}}, any_value(server_id), count(*), count(*) FILTER ({FAILED}),
-       quantile_cont(total_ms, [0.5, 0.95]), quantile_cont(ttft_ms, [0.5, 0.95]) FILTER (streamed),
-       count(*) FILTER (queue_ms > 0), quantile_cont(queue_ms, 0.95) FILTER (queue_ms > 0), sum(retries),
-       sum(tokens_in), sum(tokens_out), {TOKENS_PER_SECOND},
-       count(*) FILTER (route_reason IS NOT NULL), count(*) FILTER ({_RESIDENT})
-FROM requests WHERE {_IN_WINDOW} AND {{column}} IS NOT NULL
-GROUP BY {{column}} ORDER BY count(*) DESC, {{column}} LIMIT {TOP}"""
-
-_ERRORS = f"""SELECT status, count(*) FROM requests WHERE {_IN_WINDOW} AND status >= 400 AND outcome <> 'client_gone'
-GROUP BY status ORDER BY count(*) DESC, status"""
-_REASONS = f"""SELECT route_reason, count(*) FROM requests WHERE {_IN_WINDOW} AND route_reason IS NOT NULL
-GROUP BY route_reason ORDER BY count(*) DESC, route_reason"""
-_OUTCOMES = (
-    f"SELECT outcome, count(*) FROM requests WHERE {_IN_WINDOW} GROUP BY outcome ORDER BY count(*) DESC, outcome"
-)
+_LATENCIES: dict[str, tuple[float, ...]] = {"total_ms": (0.5, 0.95), "ttft_ms": (0.5, 0.95), "queue_ms": (0.95,)}
+_SUMMED: dict[str, tuple[float, ...]] = {
+    "total_ms": (0.5, 0.95, 0.99), "ttft_ms": (0.5, 0.95, 0.99), "queue_ms": (0.95,), "overhead_ms": (0.5, 0.95),
+}  # fmt: skip
+_SHARED = ("requests", "errors", "queued", "retries", "tokens_in", "tokens_out", "generated_tokens",
+           "generation_sum_ms", "routed", "resident")  # fmt: skip
+_OVER_TIME = ("requests", "errors", "tokens_in", "tokens_out")
 
 
 def analytics(cursor: Cursor, window: Window, *, fill: bool = False) -> Row:
     """Traffic of the window, as `GET /api/analytics` shows it. `fill` adds the buckets nobody asked in."""
+    plan = plan_of(cursor, window.since_us, window.now_us + 1)
 
-    def fetch(sql: str) -> list[tuple[Any, ...]]:
-        return cursor.execute(sql, window.bounds).fetchall()
+    def of(dimension: str) -> Asked:
+        return Asked(plan=plan, dimension=dimension)
 
-    totals = fetch(_TOTALS)[0]
-    total = totals[0]
-    times = fetch(_OVER_TIME.format(bucket=window.bucket))
-    buckets = _filled(times, window) if fill else times
-    reasons = fetch(_REASONS)
+    def shares(dimension: str, label: str) -> list[Row]:
+        """The values with most requests, and what became of these."""
+        top = ranked(cursor, of(dimension), TOP)
+        found = measure(cursor, of(dimension), _SHARED, _LATENCIES, top=[value for value, _ in top])
+        server = {"serverId"} if dimension == "server" else set()
+        return [
+            {label: value, **dict.fromkeys(server, server_id), **_share(found[0, value, False], total)}
+            for value, server_id in top
+        ]
+
+    def numbers(dimension: str, name: str = "requests") -> list[tuple[str, int]]:
+        """Values and their number of requests, most first."""
+        found = measure(cursor, of(dimension), (name,), {})
+        pairs = [(value, facts[name]) for (_, value, other), facts in found.items() if value is not None and not other]
+        return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+
+    whole = measure(cursor, of("all"), tuple(COUNTS), _SUMMED).get((0, None, False)) or _NOTHING
+    total = whole["requests"]
+    step_us = _HOUR_US if window.bucket == "hour" else 24 * _HOUR_US
+    times = {
+        at: facts for (at, _, _), facts in measure(cursor, of("all"), _OVER_TIME, _LATENCIES, bucket_us=step_us).items()
+    }
+    wanted = range(window.since_us // step_us, window.now_us // step_us + 1) if fill else sorted(times)
+    buckets = [(_moment(at * step_us), times.get(at, _NOTHING)) for at in wanted]
+    reasons = numbers("reason")
     reasoned = sum(count for _, count in reasons)
     return {
-        "summary": _summary(totals),
+        "summary": _summary(whole, *(distinct(cursor, of(name)) for name in ("model", "source", "user"))),
         "requestsOverTime": [
             {
-                **_bucket(row[0]),
-                "count": row[1],
-                "errorCount": row[2],
-                "tokensIn": row[6] or 0,
-                "tokensOut": row[7] or 0,
+                **_bucket(at),
+                "count": facts["requests"],
+                "errorCount": facts["errors"],
+                "tokensIn": facts["tokens_in"] or 0,
+                "tokensOut": facts["tokens_out"] or 0,
             }
-            for row in buckets
+            for at, facts in buckets
         ],
         "latencyOverTime": [
             {
-                **_bucket(row[0]),
-                **_pair("medianMs", "p95Ms", row[3]),
-                **_pair("ttftMedianMs", "ttftP95Ms", row[4], None),
-                "queueP95Ms": _rounded(row[5]),
+                **_bucket(at),
+                **_pair("medianMs", "p95Ms", facts["total_ms"]),
+                **_pair("ttftMedianMs", "ttftP95Ms", facts["ttft_ms"], None),
+                "queueP95Ms": _first(facts["queue_ms"]),
             }
-            for row in buckets
+            for at, facts in buckets
         ],
-        "modelDistribution": [
-            {"model": row[0], **_share(row, total)} for row in fetch(_BY.format(column="model"))
-        ],
-        "sourceDistribution": [
-            {"source": row[0], **_share(row, total)} for row in fetch(_BY.format(column="source"))
-        ],
-        "serverDistribution": [
-            {"serverName": row[0], "serverId": row[1], **_share(row, total)}
-            for row in fetch(_BY.format(column="backend"))
-        ],
-        "userDistribution": [
-            {"user": row[0], **_share(row, total)} for row in fetch(_BY.format(column='"user"'))
-        ],
-        "errorBreakdown": [{"statusCode": status, "count": count} for status, count in fetch(_ERRORS)],
+        "modelDistribution": shares("model", "model"),
+        "sourceDistribution": shares("source", "source"),
+        "serverDistribution": shares("server", "serverName"),
+        "userDistribution": shares("user", "user"),
+        "errorBreakdown": _errors(measure(cursor, of("status"), ("requests", "client_gone"), {})),
         "routingReasons": [
             {"reason": reason, "count": count, "percentage": _percent(count, reasoned)} for reason, count in reasons
         ]
         or None,
         "outcomes": [
             {"outcome": outcome, "count": count, "percentage": _percent(count, total)}
-            for outcome, count in fetch(_OUTCOMES)
+            for outcome, count in numbers("outcome")
         ],
-    }  # fmt: skip
+        # Beyond the fleet manager's fields: how far off percentiles may be (0.09: 9 %); 0 when told from every row.
+        "percentileError": 0 if plan.exact else round(ERROR, 3),
+    }
 
 
-def _summary(row: tuple[Any, ...]) -> Row:
-    total, errors = row[0], row[1]
-    latency, first_token, overhead = row[5] or [None] * 3, row[6] or [None] * 3, row[7] or [None] * 2
+_NOTHING: Facts = {
+    **{name: None if count.sql.startswith(("sum", "least")) else 0 for name, count in COUNTS.items()},
+    **dict.fromkeys(HISTOGRAMS),
+}
+
+
+def _errors(found: dict[Key, Facts]) -> list[Row]:
+    """Answers that were errors, without those whose caller had left."""
+    pairs = [
+        (int(status), facts["requests"] - facts["client_gone"]) for (_, status, _), facts in found.items() if status
+    ]
+    ordered = sorted((pair for pair in pairs if pair[0] >= 400 and pair[1]), key=lambda pair: (-pair[1], pair[0]))
+    return [{"statusCode": status, "count": count} for status, count in ordered]
+
+
+def _summary(facts: Facts, models: int, sources: int, users: int) -> Row:
+    total, errors = facts["requests"], facts["errors"]
+    latency, first_token = facts["total_ms"] or [None] * 3, facts["ttft_ms"] or [None] * 3
+    overhead = facts["overhead_ms"] or [None] * 2
     return {
         "totalRequests": total,
         "successCount": total - errors,
@@ -245,63 +252,59 @@ def _summary(row: tuple[Any, ...]) -> Row:
         "successRate": _percent(total - errors, total),
         "medianLatencyMs": _whole(latency[0]) or 0,
         "p95LatencyMs": _whole(latency[1]) or 0,
-        "uniqueModels": row[2],
-        "uniqueSources": row[3],
+        "uniqueModels": models,
+        "uniqueSources": sources,
         # Beyond the fleet manager's fields:
         "p99LatencyMs": _whole(latency[2]) or 0,
-        "uniqueUsers": row[4],
+        "uniqueUsers": users,
         "ttftMedianMs": _rounded(first_token[0]),
         "ttftP95Ms": _rounded(first_token[1]),
         "ttftP99Ms": _rounded(first_token[2]),
         "overheadMedianMs": _rounded(overhead[0]),
         "overheadP95Ms": _rounded(overhead[1]),
-        "queuedCount": row[8],
-        "queueP95Ms": _rounded(row[9]),
-        "queueTotalMs": _rounded(row[10]) or 0,
-        "retriedCount": row[11],
-        "retries": row[12] or 0,
-        "tokensIn": row[13] or 0,
-        "tokensOut": row[14] or 0,
-        "bytesIn": row[15] or 0,
-        "bytesOut": row[16] or 0,
-        "tokensPerSecond": row[17],
-        "residentPercentage": _percent(row[19], row[18]),
+        "queuedCount": facts["queued"],
+        "queueP95Ms": _first(facts["queue_ms"]),
+        "queueTotalMs": _rounded(facts["queue_sum_ms"]) or 0,
+        "retriedCount": facts["retried"],
+        "retries": facts["retries"] or 0,
+        "tokensIn": facts["tokens_in"] or 0,
+        "tokensOut": facts["tokens_out"] or 0,
+        "bytesIn": facts["bytes_in"] or 0,
+        "bytesOut": facts["bytes_out"] or 0,
+        "tokensPerSecond": _speed(facts),
+        "residentPercentage": _percent(facts["resident"], facts["routed"]),
     }
 
 
-def _share(row: tuple[Any, ...], total: int) -> Row:
+def _share(facts: Facts, total: int) -> Row:
     return {
-        "count": row[2],
-        "percentage": _percent(row[2], total),
-        "errorCount": row[3],
-        **_pair("medianMs", "p95Ms", row[4]),
-        **_pair("ttftMedianMs", "ttftP95Ms", row[5], None),
-        "queuedCount": row[6],
-        "queueP95Ms": _rounded(row[7]),
-        "retries": row[8] or 0,
-        "tokensIn": row[9] or 0,
-        "tokensOut": row[10] or 0,
-        "tokensPerSecond": row[11],
-        "residentPercentage": _percent(row[13], row[12]),
+        "count": facts["requests"],
+        "percentage": _percent(facts["requests"], total),
+        "errorCount": facts["errors"],
+        **_pair("medianMs", "p95Ms", facts["total_ms"]),
+        **_pair("ttftMedianMs", "ttftP95Ms", facts["ttft_ms"], None),
+        "queuedCount": facts["queued"],
+        "queueP95Ms": _first(facts["queue_ms"]),
+        "retries": facts["retries"] or 0,
+        "tokensIn": facts["tokens_in"] or 0,
+        "tokensOut": facts["tokens_out"] or 0,
+        "tokensPerSecond": _speed(facts),
+        "residentPercentage": _percent(facts["resident"], facts["routed"]),
     }
 
 
-def _filled(rows: list[tuple[Any, ...]], window: Window) -> list[tuple[Any, ...]]:
-    known = {row[0]: row for row in rows}
-    step = timedelta(hours=1) if window.bucket == "hour" else timedelta(days=1)
-    at = _floor(window.since_us, window.bucket)
-    last = _floor(window.now_us, window.bucket)
-    result = []
-    while at <= last:
-        result.append(known.get(at, (at, 0, 0, None, None, None, 0, 0)))
-        at += step
-    return result
+def _speed(facts: Facts) -> float | None:
+    """Tokens per second while answers were written."""
+    spent_ms = facts["generation_sum_ms"]
+    return round(1000 * facts["generated_tokens"] / spent_ms, 2) if spent_ms else None
 
 
-def _floor(us: int, bucket: str) -> datetime:
-    at = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)).replace(tzinfo=None)
-    at = at.replace(minute=0, second=0, microsecond=0)
-    return at if bucket == "hour" else at.replace(hour=0)
+def _first(quantiles: list[float] | None) -> float | None:
+    return _rounded(quantiles[0]) if quantiles else None
+
+
+def _moment(us: int) -> datetime:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)).replace(tzinfo=None)
 
 
 def _bucket(at: datetime) -> Row:

@@ -8,68 +8,34 @@ added, never renamed or given another meaning, inside a major version. NULL mean
 
 from __future__ import annotations
 
-import msgspec
+from fleetproxy.control.analytics.measures import COUNTS, HISTOGRAMS
+from fleetproxy.control.analytics.shape import Column, Table, View
+from fleetproxy.control.analytics.views import VIEWS
+
+__all__ = [
+    "ATTEMPTS",
+    "META",
+    "MIGRATIONS",
+    "REQUESTS",
+    "REQUESTS_HOURLY",
+    "SCHEMA_VERSION",
+    "SEGMENTS",
+    "SPOOLED",
+    "TABLES",
+    "VIEWS",
+    "Column",
+    "Table",
+    "View",
+    "child_of",
+    "columns_from_spool",
+    "load_statements",
+]
 
 #: Raised by every change below: `database.py` adds missing tables and columns, and runs MIGRATIONS for the rest.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: Statements that `CREATE`/`ADD COLUMN` cannot express: version reached -> statements, each version one transaction.
 MIGRATIONS: dict[int, tuple[str, ...]] = {}
-
-_LAST_US = 253_402_300_799_999_999  # year 9999: what JSON and Python can still write
-
-
-class Column(msgspec.Struct, frozen=True):
-    name: str
-    type: str
-    doc: str
-    #: Key in the spool's JSON lines; None: the column's name (with `_us` for times); "": made by the store.
-    source: str | None = None
-    #: Longer text is cut to this many characters; 0: never.
-    cut: int = 0
-
-    @property
-    def key(self) -> str:
-        if self.source is not None:
-            return self.source
-        return f"{self.name}_us" if self.type == "TIMESTAMP" else self.name
-
-    @property
-    def json_type(self) -> str:
-        return "BIGINT" if self.type == "TIMESTAMP" else self.type
-
-    @property
-    def expression(self) -> str:
-        """The column's value, given its JSON key as a column."""
-        if self.type == "TIMESTAMP":
-            return f"CASE WHEN {self.present} THEN make_timestamp({self.key}) END"
-        return f"left({self.key}, {self.cut})" if self.cut else self.key
-
-    @property
-    def present(self) -> str:
-        """Whether a line has a usable value for it."""
-        return f"{self.key} BETWEEN 0 AND {_LAST_US}" if self.type == "TIMESTAMP" else f"{self.key} IS NOT NULL"
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    doc: str
-    columns: tuple[Column, ...]
-    #: The column retention goes by; also the order rows arrive in.
-    time: str
-    #: Columns without which a line is no row.
-    required: tuple[str, ...] = ()
-    #: JSON key of this list inside lines of `parent`; None: the table has spool segments of its own.
-    nested: str | None = None
-    parent: str | None = None
-    #: Counts rows for the `id` column.
-    sequence: str | None = None
-
-
-class View(msgspec.Struct, frozen=True):
-    name: str
-    doc: str
-    sql: str
 
 
 def _id(table: str) -> Column:
@@ -240,6 +206,37 @@ JOB_RUNS = Table(
     ),
 )
 
+REQUESTS_HOURLY = Table(
+    name="requests_hourly",
+    doc=(
+        "`requests` by hour, once for each dimension: what long times are told from, and what stays when the rows have "
+        "gone. Times are counted by size: bucket k holds those from 0.01 * 2^((k-1)/8) to 0.01 * 2^(k/8) ms, so that a "
+        "percentile is known to 9 %. Hours in `rollup_pending` are not in here yet, or not whole."
+    ),
+    time="hour",
+    columns=(
+        Column("hour", "TIMESTAMP", "Start of the hour."),
+        Column("dimension", "VARCHAR", "What its rows are told apart by: all, model, server, source, user, ..."),
+        Column("value", "VARCHAR", "The model, server, ...; NULL: the requests that had none."),
+        Column(
+            "folded", "BIGINT", "Names added up in this row, each too rare in its hour for a row of its own; else 0."
+        ),
+        Column("server_id", "BIGINT", "Number of the server, where the dimension is server."),
+        *(Column(name, count.type, count.doc) for name, count in COUNTS.items()),
+        *(Column(name, "MAP(UTINYINT, UBIGINT)", histogram.doc) for name, histogram in HISTOGRAMS.items()),
+    ),
+)
+
+ROLLUP_PENDING = Table(
+    name="rollup_pending",
+    doc="Hours with rows that `requests_hourly` does not know of yet.",
+    time="",
+    columns=(
+        Column("hour", "TIMESTAMP", "Start of the hour."),
+        Column("marked_at", "TIMESTAMP", "When the rows were loaded."),
+    ),
+)
+
 SEGMENTS = Table(
     name="segments",
     doc="Spool files that have been loaded: what makes loading exactly-once. Kept for two days.",
@@ -255,7 +252,7 @@ SEGMENTS = Table(
 
 META = Table(
     name="meta",
-    doc="Facts about this file: schema_version, store_id, created_at, created_by.",
+    doc="Facts about this file: schema_version, store_id, created_at_us, created_by, rollup_version, raw_since_us.",
     time="",
     columns=(Column("key", "VARCHAR", "What."), Column("value", "VARCHAR", "Its value.")),
 )
@@ -265,81 +262,9 @@ SPOOLED: dict[str, Table] = {
     table.name: table for table in (REQUESTS, MODEL_EVENTS, SERVER_EVENTS, SYSTEM_METRICS, METRIC_SAMPLES, JOB_RUNS)
 }
 TABLES: tuple[Table, ...] = (
-    REQUESTS, ATTEMPTS, MODEL_EVENTS, SERVER_EVENTS, SYSTEM_METRICS, METRIC_SAMPLES, JOB_RUNS, SEGMENTS, META,
+    REQUESTS, ATTEMPTS, MODEL_EVENTS, SERVER_EVENTS, SYSTEM_METRICS, METRIC_SAMPLES, JOB_RUNS, REQUESTS_HOURLY,
+    ROLLUP_PENDING, SEGMENTS, META,
 )  # fmt: skip
-
-#: A request that went wrong: an error status, or an answer that broke. A caller who left is no error.
-FAILED = (
-    "(coalesce(status, 0) >= 400 OR outcome IN ('backend_error', 'truncated', 'aborted')) AND outcome <> 'client_gone'"
-)
-
-#: Milliseconds spent writing the answer: as the backend says, else what the stream took after its first byte.
-GENERATION_MS = "CASE WHEN tokens_out > 0 THEN coalesce(eval_ms, CASE WHEN streamed THEN total_ms - ttft_ms END) END"
-_GENERATED = f"FILTER (({GENERATION_MS}) > 0)"
-TOKENS_PER_SECOND = f"round(1000 * sum(tokens_out) {_GENERATED} / sum({GENERATION_MS}) {_GENERATED}, 2)"
-
-VIEWS: tuple[View, ...] = (
-    View(
-        "v_hourly_model",
-        "Traffic, tokens, latency and errors of each model by hour.",
-        f"""SELECT date_trunc('hour', started_at) AS hour, model, count(*) AS requests,
-       count(*) FILTER ({FAILED}) AS errors, sum(tokens_in) AS tokens_in, sum(tokens_out) AS tokens_out,
-       quantile_cont(total_ms, 0.5) AS total_p50_ms, quantile_cont(total_ms, 0.95) AS total_p95_ms,
-       quantile_cont(ttft_ms, 0.5) AS ttft_p50_ms, quantile_cont(ttft_ms, 0.95) AS ttft_p95_ms,
-       quantile_cont(queue_ms, 0.95) AS queue_p95_ms, sum(retries) AS retries
-FROM requests WHERE model IS NOT NULL GROUP BY ALL ORDER BY hour DESC, requests DESC""",
-    ),
-    View(
-        "v_hourly_backend",
-        "Traffic, latency and errors of each server by hour.",
-        f"""SELECT date_trunc('hour', started_at) AS hour, backend, count(*) AS requests,
-       count(*) FILTER ({FAILED}) AS errors, sum(tokens_out) AS tokens_out,
-       {TOKENS_PER_SECOND} AS tokens_per_second,
-       quantile_cont(total_ms, 0.5) AS total_p50_ms, quantile_cont(total_ms, 0.95) AS total_p95_ms,
-       quantile_cont(ttft_ms, 0.95) AS ttft_p95_ms
-FROM requests WHERE backend IS NOT NULL GROUP BY ALL ORDER BY hour DESC, requests DESC""",
-    ),
-    View(
-        "v_slowest",
-        "The 100 slowest requests of the last 24 hours.",
-        """SELECT started_at, request_id, source, model, backend, endpoint, status, outcome, total_ms, queue_ms,
-       ttft_ms, load_ms, tokens_in, tokens_out, retries
-FROM requests WHERE started_at >= (now() AT TIME ZONE 'UTC') - INTERVAL 24 HOUR
-ORDER BY total_ms DESC LIMIT 100""",
-    ),
-    View(
-        "v_key_cost",
-        "What each user and key used, by day and model: requests and tokens.",
-        """SELECT date_trunc('day', started_at) AS day, coalesce(user, source) AS who, key_prefix, model,
-       count(*) AS requests, sum(tokens_in) AS tokens_in, sum(tokens_out) AS tokens_out,
-       sum(total_ms) / 1000 AS busy_s
-FROM requests GROUP BY ALL ORDER BY day DESC, tokens_out DESC NULLS LAST""",
-    ),
-    View(
-        "v_errors",
-        "What went wrong, by hour, with an example to look up.",
-        f"""SELECT date_trunc('hour', started_at) AS hour, outcome, status, error, endpoint, model, backend,
-       count(*) AS requests, any_value(request_id) AS example
-FROM requests WHERE {FAILED} GROUP BY ALL ORDER BY hour DESC, requests DESC""",
-    ),
-    View(
-        "v_routing",
-        "Why requests went where they went, by day.",
-        """SELECT date_trunc('day', started_at) AS day, route_reason, backend, count(*) AS requests,
-       sum(retries) AS retries, quantile_cont(ttft_ms, 0.5) AS ttft_p50_ms
-FROM requests WHERE route_reason IS NOT NULL GROUP BY ALL ORDER BY day DESC, requests DESC""",
-    ),
-    View(
-        "v_model_residency",
-        "Each stay of a model in a server's memory; `unloaded_at` is NULL while it lasts.",
-        """SELECT server_id, server, model, occurred_at AS loaded_at,
-       CASE WHEN next_event = 'unloaded' THEN next_at END AS unloaded_at, vram_bytes
-FROM (SELECT *, lead(event) OVER stay AS next_event, lead(occurred_at) OVER stay AS next_at FROM model_events
-      WINDOW stay AS (PARTITION BY server_id, model ORDER BY occurred_at, id))
-WHERE event = 'loaded' AND (next_event = 'unloaded' OR next_event IS NULL)
-ORDER BY loaded_at DESC""",
-    ),
-)
 
 
 def columns_from_spool(table: Table) -> tuple[Column, ...]:

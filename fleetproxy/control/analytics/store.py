@@ -20,11 +20,13 @@ import duckdb
 import msgspec
 
 from fleetproxy import log
-from fleetproxy.control.analytics import database
+from fleetproxy.control.analytics import database, rollups
 from fleetproxy.control.analytics.answers import Answer
 from fleetproxy.control.analytics.database import StoreError, Trouble, judge
 from fleetproxy.control.analytics.ingest import Feed, Ingest
 from fleetproxy.control.analytics.journal import Journal
+from fleetproxy.control.analytics.mark import Mark
+from fleetproxy.control.analytics.reading import Reading
 from fleetproxy.control.analytics.retention import Retention
 from fleetproxy.control.analytics.sandbox import answer
 from fleetproxy.errors import QueryLimit, QueryTimeout, StoreUnavailable
@@ -44,6 +46,8 @@ FLUSH_S = 2.0
 BACK_OFF_MAX_S = 30.0
 #: How long after its time limit a question may take to notice.
 GRACE_S = 1.0
+#: How often hours are looked for that are over.
+ROLL_S = 1.0
 _LEAVE_S = 5.0
 
 T = TypeVar("T")
@@ -83,7 +87,8 @@ class Store:
         self.path = path
         self.settings = settings
         self.ingest = Ingest(spool, feed)
-        self.retention = Retention(settings)
+        self.rollups = rollups.Rollups()
+        self.retention = Retention(settings, self.rollups)
         #: Failures of the file, by trouble; questions answered, by result.
         self.failures: Counter[Trouble] = Counter()
         self.queries: Counter[str] = Counter()
@@ -93,7 +98,7 @@ class Store:
         self._journal = journal
         self._rotate = rotate
         self._wall_us = wall_us
-        self._mark = path.with_suffix(".mark")
+        self._mark = Mark(path.with_suffix(".mark"))
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._store_id = ""
         self._trouble: StoreError | None = StoreError("starting", "the store is starting")
@@ -103,7 +108,9 @@ class Store:
         self._set_aside: list[str] = []
         self._loader = ThreadPoolExecutor(1, "store-load")
         self._readers = ThreadPoolExecutor(READERS, "store-read")
-        self._reading: set[_Reading] = set()
+        self._roller = ThreadPoolExecutor(1, "store-roll")
+        self._reading: set[Reading] = set()
+        self._rolling = Reading()
         self._reopen = False
         #: What a question found unreadable.
         self._damage: str | None = None
@@ -128,6 +135,7 @@ class Store:
     async def run(self, stop: asyncio.Event) -> None:
         """Load rows until `stop` is set; then load the rest of the spool and close the file."""
         loop = asyncio.get_running_loop()
+        rolling = asyncio.ensure_future(self._keep_rolling(stop))
         try:
             while not stop.is_set():
                 if self._journal is not None:
@@ -140,9 +148,22 @@ class Store:
                         pass
             await self.flush(limit_s=60.0)
         finally:
+            rolling.cancel()
             await asyncio.shield(loop.run_in_executor(self._loader, self._close))
             self._loader.shutdown(wait=False)
+            self._roller.shutdown(wait=False, cancel_futures=True)
             self._readers.shutdown(wait=False, cancel_futures=True)
+
+    async def _keep_rolling(self, stop: asyncio.Event) -> None:
+        """Add up the hours that are over, one after the other."""
+        loop = asyncio.get_running_loop()
+        while not stop.is_set():
+            if not await loop.run_in_executor(self._roller, self._roll):
+                try:
+                    async with asyncio.timeout(ROLL_S):
+                        await stop.wait()
+                except TimeoutError:
+                    pass
 
     async def flush(self, limit_s: float = FLUSH_S) -> None:
         """Have every process close its segment, and load what is there. Callers at the same time share one flush.
@@ -168,7 +189,7 @@ class Store:
         if sum(reading.asked for reading in self._reading) >= ASKED:
             self.queries["refused"] += 1
             raise QueryLimit
-        return await self._run(_Reading(asked=True), lambda cursor: answer(cursor, sql, self.settings.query_rows))
+        return await self._run(Reading(asked=True), lambda cursor: answer(cursor, sql, self.settings.query_rows))
 
     async def read(self, work: Work[T], *, timeout_s: float | None = None) -> T:
         """Run `work` with a cursor, off the loop, in one read-only transaction.
@@ -178,9 +199,9 @@ class Store:
         if len(self._reading) >= READERS + READERS_WAITING:
             self.queries["refused"] += 1
             raise QueryLimit
-        return await self._run(_Reading(), work, timeout_s)
+        return await self._run(Reading(), work, timeout_s)
 
-    async def _run(self, reading: _Reading, work: Work[T], timeout_s: float | None = None) -> T:
+    async def _run(self, reading: Reading, work: Work[T], timeout_s: float | None = None) -> T:
         loop = asyncio.get_running_loop()
         self._reading.add(reading)
         limit_s = timeout_s or self.settings.query_timeout_s
@@ -209,14 +230,14 @@ class Store:
         self.queries["ok"] += 1
         return result
 
-    def _stop(self, reading: _Reading, loop: asyncio.AbstractEventLoop) -> None:
+    def _stop(self, reading: Reading, loop: asyncio.AbstractEventLoop) -> None:
         """Interrupt a question until it has ended: an interrupt between two statements is forgotten by DuckDB."""
         if reading in self._reading:
             reading.stopped = True
             reading.interrupt()
             loop.call_later(GRACE_S / 10, self._stop, reading, loop)
 
-    def _ended(self, reading: _Reading, future: asyncio.Future[T]) -> None:
+    def _ended(self, reading: Reading, future: asyncio.Future[T]) -> None:
         self._reading.discard(reading)
         if not future.cancelled():
             future.exception()  # seen, also when nobody waits for it any more
@@ -237,7 +258,7 @@ class Store:
             self._recovered()
             if self.ingest.batch != before:
                 self._loaded_at_s = self._wall_us() / 1e6
-                self._write_mark()
+                self._mark.write(self._store_id, self.ingest.batch)
             if more or at_once:
                 return more
             return self.retention.step(connection, self._wall_us(), time.monotonic())
@@ -250,12 +271,21 @@ class Store:
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         opened = database.open_store(self.path, self._spool, self.settings, self._wall_us())
+        try:
+            rollups.bring_up_to_date(opened.connection, self._wall_us())
+        except BaseException:
+            opened.connection.close()
+            raise
         self._connection = opened.connection
         self._store_id = opened.store_id
         self.ingest.batch = opened.batch
         self._set_aside += [path.name for path in opened.set_aside]
         self._damage = None
-        self._check_mark()
+        lost = self._mark.ahead(opened.store_id, opened.batch)
+        if lost:
+            self.lost_batches += lost
+            _log.error("the last %d loads of rows are missing from the analytics file: its log was damaged", lost)
+            self.ingest.batch += lost
         return opened.connection
 
     def _recovered(self) -> None:
@@ -301,7 +331,8 @@ class Store:
         deadline_s = time.monotonic() + _LEAVE_S
         while time.monotonic() < deadline_s:
             with self._cursors:
-                held = [reading for reading in tuple(self._reading) if reading.cursor is not None]
+                everybody = (*self._reading, self._rolling)
+                held = [reading for reading in everybody if reading.cursor is not None]
             # No new one can begin: `_connection` is None.
             if not held:
                 break
@@ -313,36 +344,31 @@ class Store:
         except duckdb.Error as error:
             _log.warning("closing the store: %s", error)
 
-    # --- the mark: what was committed, told outside the file --------------------------------------------------
+    # --- the adding-up thread --------------------------------------------------------------------------------
 
-    def _write_mark(self) -> None:
-        """DuckDB drops a damaged tail of its log without a word; the mark lets us notice that rows went with it."""
+    def _roll(self) -> bool:
+        """Add up one hour. True when there is more to do right now; what fails now is tried again later."""
+        cursor = None
         try:
-            self._mark.write_text(f"{self._store_id} {self.ingest.batch}\n")
-        except OSError:
-            pass  # a full disk: the mark stays behind, which claims too little, never too much
-
-    def _check_mark(self) -> None:
-        try:
-            store_id, batch = self._mark.read_text().split()
-        except (OSError, ValueError):
-            return
-        if store_id == self._store_id and batch.isdigit() and int(batch) > self.ingest.batch:
-            lost = int(batch) - self.ingest.batch
-            self.lost_batches += lost
-            _log.error("the last %d loads of rows are missing from the analytics file: its log was damaged", lost)
-            self.ingest.batch = int(batch)
+            cursor = self._begin(self._rolling)
+            return self.rollups.step(cursor, self._wall_us())
+        except StoreUnavailable:
+            return False
+        except duckdb.Error as error:
+            trouble = self._judge(error)
+            if trouble == "invalidated":
+                self._reopen = True
+            if not isinstance(error, duckdb.InterruptException):
+                _log.warning("an hour could not be added up; it is tried again: %s", str(error).splitlines()[0])
+            return False
+        finally:
+            if cursor is not None:
+                self._rolling.end()
 
     # --- the reading threads ---------------------------------------------------------------------------------
 
-    def _read(self, reading: _Reading, work: Work[T]) -> T:
-        with self._cursors:
-            connection = self._connection
-            if connection is None:
-                raise StoreUnavailable(database.told_to_callers(self._trouble.trouble if self._trouble else "failed"))
-            reading.start(connection.cursor())
-        cursor = reading.cursor
-        assert cursor is not None
+    def _read(self, reading: Reading, work: Work[T]) -> T:
+        cursor = self._begin(reading)
         try:
             cursor.execute("BEGIN TRANSACTION READ ONLY")
             return work(cursor)
@@ -362,32 +388,12 @@ class Store:
         finally:
             reading.end()
 
-
-class _Reading:
-    """One question, from its asking to its answer."""
-
-    def __init__(self, *, asked: bool = False) -> None:
-        #: It is somebody's own SQL.
-        self.asked = asked
-        self.cursor: duckdb.DuckDBPyConnection | None = None
-        #: Its time is over, or its asker has gone.
-        self.stopped = False
-        self._lock = threading.Lock()
-
-    def start(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        with self._lock:
-            if self.stopped:
-                cursor.close()
-                raise duckdb.InterruptException("stopped before it began")
-            self.cursor = cursor
-
-    def end(self) -> None:
-        with self._lock:
-            cursor, self.cursor = self.cursor, None
-        if cursor is not None:
-            cursor.close()
-
-    def interrupt(self) -> None:
-        with self._lock:
-            if self.cursor is not None:
-                self.cursor.interrupt()
+    def _begin(self, reading: Reading) -> duckdb.DuckDBPyConnection:
+        """A cursor of its own, which `_close` knows of. Raises StoreUnavailable."""
+        with self._cursors:
+            connection = self._connection
+            if connection is None:
+                raise StoreUnavailable(database.told_to_callers(self._trouble.trouble if self._trouble else "failed"))
+            cursor = connection.cursor()
+            reading.start(cursor)
+        return cursor

@@ -170,6 +170,7 @@ def test_nothing_is_shown_as_nothing(tmp_path: Path) -> None:
     cursor = filled(tmp_path, [])
     found = analysed(cursor)
     assert found.pop("routingReasons") is None
+    assert found.pop("percentileError") == 0
     summary = found.pop("summary")
     fleet_manager = (
         "totalRequests", "successCount", "errorCount", "successRate", "medianLatencyMs", "p95LatencyMs", "uniqueModels",
