@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import pytest
 import pytest_timeout
+import uvloop
 from hypothesis import HealthCheck, settings
 
 # Machines that run tests are shared: how long an example took says nothing about the code.
@@ -25,21 +28,52 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+#: A test over its time is told so again this often: the first word is lost if it meets a task nobody waits for.
+TOLD_AGAIN_EVERY_S = 10
+#: The timer of a test stops when the test fails; its fixtures get this long to end.
+TEARDOWN_S = 60
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_timeout_set_timer(item: Any, settings: Any) -> bool | None:
-    """A test over its time is told so again every 10 s: the first word is lost if it meets a task nobody waits for."""
     if settings.method != "signal":
         return None
-
-    def over(signum: int, frame: FrameType | None) -> None:
-        __tracebackhide__ = True
-        pytest_timeout.timeout_sigalrm(item, settings)
-
-    def cancel() -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-
-    item.cancel_timeout = cancel
-    signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, settings.timeout, 10)
+    item.cancel_timeout = _stop_timer
+    _start_timer(settings.timeout, lambda: pytest_timeout.timeout_sigalrm(item, settings))
     return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: Any) -> Iterator[None]:
+    if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
+        _start_timer(TEARDOWN_S, lambda: pytest.fail(f"the fixtures of this test took over {TEARDOWN_S} s to end"))
+        item.cancel_timeout = _stop_timer
+    yield
+
+
+def _start_timer(seconds: float, over: Callable[[], object]) -> None:
+    def tell(signum: int, frame: FrameType | None) -> None:
+        __tracebackhide__ = True
+        try:
+            over()
+        except BaseException:
+            # uvloop keeps to itself what a signal's handler raises: its tasks are ended instead.
+            for task in _tasks_of_uvloop():
+                task.cancel("over its time")
+            raise
+
+    signal.signal(signal.SIGALRM, tell)
+    signal.setitimer(signal.ITIMER_REAL, seconds, TOLD_AGAIN_EVERY_S)
+
+
+def _stop_timer() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _tasks_of_uvloop() -> set[asyncio.Task[Any]]:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return set()
+    return asyncio.all_tasks(loop) if isinstance(loop, uvloop.Loop) else set()

@@ -21,7 +21,7 @@ from fleetproxy.errors import (
     WorkerBusy,
     WorkerRefused,
 )
-from fleetproxy.hub import nfrx_link
+from fleetproxy.hub import nfrx_link, session
 from fleetproxy.transport.base import Call
 
 
@@ -109,7 +109,7 @@ async def test_a_body_larger_than_the_window_is_collected_and_sent_whole(house: 
 
 
 async def test_a_body_this_protocol_cannot_carry_is_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nfrx_link, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(session, "MAX_BODY_BYTES", 1000)
     proxy = await house.proxy()
     await house.nfrx(proxy)
     with pytest.raises(BodyTooLarge):
@@ -722,6 +722,22 @@ async def test_a_new_proxy_process_is_told_who_is_there_and_a_lost_hub_means_nob
     (connection,) = house.hub.proxies._by_connection
     connection.abort()
     await until(lambda: changes == [0, 1])
+
+
+async def test_what_has_joined_is_known_to_every_process_that_asks(house: House) -> None:
+    """However the news are gathered: who has been let in is there for whoever asks after that."""
+    proxies = [await house.proxy(0), await house.proxy(1)]
+    for number in range(5):
+        agent = await house.nfrx(worker_id=f"w{number}")
+        await until(lambda: house.hub.workers.connected("llm", agent.id))  # noqa: B023
+        for proxy in proxies:
+            await proxy.hub.settled()
+            assert ("llm", agent.id) in proxy.hub.workers
+    await agent.send(type="status_update", max_concurrency=2, models=["other"])
+    await until(lambda: [one for one in house.hub.workers if "other" in one.worker.offer.models])
+    for proxy in proxies:
+        await proxy.hub.settled()
+        assert proxy.hub.workers["llm", agent.id].offer.models == ("other",)
 
 
 async def test_many_workers_join_and_each_column_is_its_own(house: House) -> None:
