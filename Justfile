@@ -22,7 +22,7 @@ demo *words:
 
 # Every test; words after it go to pytest.
 test *words:
-    {{python}} -m pytest -n 2 --dist loadfile --max-worker-restart 2 --durations 30 {{words}}
+    {{python}} -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 --durations 30 {{words}}
 
 # The tests without real processes: seconds.
 test-fast *words:

@@ -28,10 +28,17 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+SLOW = {"e2e", "serve", "dashboard", "cli", "bench", "loadtests"}
 #: A test over its time is told so again this often: the first word is lost if it meets a task nobody waits for.
 TOLD_AGAIN_EVERY_S = 10
 #: The timer of a test stops when the test fails; its fixtures get this long to end.
 TEARDOWN_S = 60
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with whole services in them begin first: they take longest, and mostly wait."""
+    items.sort(key=lambda item: item.path.parent.name not in SLOW)
 
 
 @pytest.hookimpl(tryfirst=True)
