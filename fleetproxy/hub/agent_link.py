@@ -11,8 +11,9 @@ from fleetproxy.hub.streams import Stream
 from fleetproxy.wire import frames, nfrx, payloads
 from fleetproxy.wire.frames import Decoder, Frame
 
-#: With more than this still unsent to it, a worker gets no new request.
-BUSY_UNSENT_BYTES = 1024 * 1024
+#: With more than this still unsent to it, a worker gets no new request. Some dozens of requests with pictures in them
+#: are on their way at once when a crowd asks: that is no reason to refuse, a worker that takes nothing is.
+BUSY_UNSENT_BYTES = 16 * 1024 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Place:
         self.folder = folder
         self.service = service
         self.fake = fake
-        self.worker = WorkerProcess(folder, service.url, fake.url)
+        self.worker = WorkerProcess(folder, service.url, fake.url, MAX_CONCURRENCY="64")
 
     def connected(self) -> None:
         """The worker is there, and requests find it."""
@@ -94,6 +95,14 @@ def test_native_and_openai_paths_answer_from_behind_the_nat(connected: Place) ->
         assert "".join(piece.choices[0].delta.content or "" for piece in asked if piece.choices)
         vectors = client.embeddings.create(model="nomic-embed-text", input=["a", "b"])
     assert len(vectors.data) == 2
+
+
+def test_large_requests_at_once_find_the_free_slots(connected: Place) -> None:
+    """What is still on its way to a worker does not make it busy."""
+    big = {"stream": False, "messages": [{"role": "user", "content": "x" * 150_000}]}
+    with ThreadPoolExecutor(32) as callers:
+        answers = [callers.submit(connected.chat, **big) for _ in range(32)]
+        assert [answer.result()[0] for answer in answers] == [200] * 32
 
 
 def test_its_models_are_in_every_list(connected: Place) -> None:
