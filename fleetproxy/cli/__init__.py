@@ -14,15 +14,32 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "Run the proxy, its dashboard and its store"),
     "demo": ("demo", "Run it with a made-up fleet and traffic, to look around"),
     "worker": ("worker", "Dial in to a fleetproxy with the backend beside this machine"),
+    "config": ("config", "Check or show the configuration, print its schema"),
+    "status": ("status", "How the fleet is, at one glance"),
+    "top": ("top", "The fleet, live"),
+    "servers": ("servers", "List, add, remove, enable and disable servers"),
+    "drain": ("drain", "Give a server or worker nothing new"),
+    "undrain": ("undrain", "Give it requests again"),
+    "explain": ("explain", "Which server a model would be asked of, and why"),
+    "bench": ("bench", "Measure how fast the fleet answers"),
+    "list": ("list", "Models of the whole fleet (also: ls)"),
+    "ps": ("ps", "Models in servers' memory"),
+    "show": ("show", "What a model is and who has it"),
+    "pull": ("pull", "Pull a model to a server"),
+    "run": ("run", "Talk to a model"),
+    "stop": ("stop", "Let a model go from memory"),
+    "rm": ("rm", "Delete a model from a server's disk"),
     "query": ("query", "Ask the request history in SQL"),
     "users": ("users", "List, add and remove the users of the dashboard"),
     "keys": ("keys", "List, make and revoke API keys"),
     "backup": ("backup", "Copy users, keys, servers and jobs to a file"),
     "restore": ("restore", "Put such a copy back"),
-    "config": ("config", "Check or show the configuration, print its schema"),
     "health": ("health", "Ask a running fleetproxy whether it is well (for containers)"),
+    "completion": ("completion", "Print what makes a shell complete these words"),
     "version": ("version", "Print the version"),
 }
+#: What people type who come from elsewhere.
+ALIASES = {"ls": "list"}
 
 OK, FAILED, USAGE, NOT_FOUND, UNREACHABLE, UNAUTHORIZED, BAD_CONFIG, FINDINGS = 0, 1, 2, 3, 4, 5, 6, 7
 TIMEOUT, INTERRUPTED = 124, 130
@@ -37,7 +54,8 @@ examples:
   fleetproxy serve --server gpu1=10.0.0.5:11434 --server vllm=openai+http://10.0.0.6:8000
   fleetproxy demo
   fleetproxy query "select model, count(*) from requests group by all"
-  fleetproxy config check
+  fleetproxy status
+  fleetproxy run llama3.2:3b "why is the sky blue?"
 
 One address in front of a fleet of inference servers: Ollama, vLLM, llama.cpp and
 anything that speaks OpenAI.
@@ -87,6 +105,7 @@ def _run(words: list[str]) -> int:
         word, rest = rest[0], ["--help"]
     if word in {"-V", "--version"}:
         word = "version"
+    word = ALIASES.get(word, word)
     if word not in COMMANDS:
         sys.stderr.write(f"fleetproxy: there is no command {word!r}{_near(word)}; see `fleetproxy --help`\n")
         return USAGE

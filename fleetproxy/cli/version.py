@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
-import sys
 
 from fleetproxy import __version__
+from fleetproxy.cli import OK
+from fleetproxy.cli.options import parser
+
+_EXAMPLES = """\
+  fleetproxy version
+  fleetproxy --version"""
 
 
 def run(words: list[str]) -> int:
-    if words:
-        says = "usage: fleetproxy version\n\nPrints the version, and that of Python.\n"
-        (sys.stdout if words[0] in {"-h", "--help"} else sys.stderr).write(says)
-        return 0 if words[0] in {"-h", "--help"} else 2
+    parser("version", examples=_EXAMPLES, says="Print the version, and that of Python.").parse_args(words)
     print(f"fleetproxy {__version__} (Python {platform.python_version()})")
-    return 0
+    return OK
