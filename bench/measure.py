@@ -22,6 +22,8 @@ DIRECT = "direct"
 SMALL_BYTES, BIG_BYTES, ANSWER_BYTES = 200, 45_000, 500
 UNARY_CONNECTIONS, STREAMS, PACED_STREAMS = 32, 64, 8
 GAP_US = 10_000
+#: Roles whose share of the counted CPU time is told beside the sum.
+PARTS = ("hub", "agent")
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -85,7 +87,7 @@ class Bench:
     # --- what is asked of a target --------------------------------------------------------------------------------
 
     def _command(self, target: Target, mode: str, **options: float) -> list[str | Path]:
-        words: list[str | Path] = [self._load, mode, "--url", target.url + self._path]
+        words: list[str | Path] = [self._load, mode, "--url", target.url + (target.path or self._path)]
         for header in target.headers:
             words += ["--header", header]
         for name, value in options.items():
@@ -129,8 +131,9 @@ class Bench:
         for target in self.targets:
             self._warm(target)
         for target in self.targets:
-            _say(f"idle streams: {target.name}")
-            self._idle(target)
+            if "idle" in target.works:
+                _say(f"idle streams: {target.name}")
+                self._idle(target)
         for number in range(self.plan.rounds):
             for target in self.targets:
                 _say(f"round {number + 1} of {self.plan.rounds}: {target.name}")
@@ -153,6 +156,8 @@ class Bench:
             "spread": lambda t: self.streams(t, self.plan.stream_chunks, GAP_US),
         }
         for metric, work in works.items():
+            if metric not in target.works:
+                continue
             load = self._costs(target, metric, work, whole_tree)
             if metric == "unary":
                 self._put(target, "requests_per_s", load.requests / load.seconds)
@@ -160,7 +165,8 @@ class Bench:
     def _warm(self, target: Target) -> None:
         self._pin(target)
         self.unary(target, SMALL_BYTES, 0.4)
-        self.unary(target, BIG_BYTES, 0.2)
+        if "big" in target.works:
+            self.unary(target, BIG_BYTES, 0.2)
         self.streams(target, 20, 0)
 
     def _pin(self, target: Target) -> None:
@@ -179,7 +185,11 @@ class Bench:
         count = load.chunks or load.requests
         if not count:
             raise BenchError(f"{target.name} answered nothing")
-        counted = sum(us for role, us in _between(target, before, after).items() if target.counts(role))
+        parts = {role: us for role, us in _between(target, before, after).items() if target.counts(role)}
+        counted = sum(parts.values())
+        for part in PARTS:
+            if part in target.counted:
+                self._put(target, f"{metric}_{part}_us", parts.get(part, 0.0) / count)
         mock_us = sum(processes.cpu_between(mock_before, mock_after).values())
         self._put(target, f"{metric}_us", counted / count)
         self._put(target, f"{metric}_busy", counted / 1e6 / load.seconds)
@@ -231,7 +241,7 @@ class Bench:
         self.values.setdefault(target.name, {}).setdefault(metric, []).append(value)
 
 
-def measure(plan: Plan, peers: Sequence[str], mock_port: int, openai: bool, ours: bool) -> Outcome:
+def measure(plan: Plan, peers: Sequence[str], mock_port: int, openai: bool, *, ours: bool = True) -> Outcome:
     """Start everything, measure everything, stop everything.
 
     `peers`: NAME=URL,PID.. of proxies that run already, in front of a mock on `mock_port` (0: any).
@@ -246,6 +256,8 @@ def measure(plan: Plan, peers: Sequence[str], mock_port: int, openai: bool, ours
         bench.targets.append(stack.enter_context(targets.nginx(folder, port)))
         if ours:
             bench.targets.append(stack.enter_context(targets.fleetproxy(folder, port)))
+            for stock in (False, True):
+                bench.targets.append(stack.enter_context(targets.dial_in(folder, port, stock=stock)))
         bench.targets += [targets.peer(argument) for argument in peers]
         begun, (busy, stolen), own = time.monotonic(), processes.machine_busy(), _own_s(bench, pid)
         bench.run()

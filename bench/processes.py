@@ -25,12 +25,14 @@ class Cpu(msgspec.Struct, frozen=True):
 
 
 def role_of(command: list[str]) -> str:
-    """What a process of the tree is: "proxy-0", "control", "hub"; else the program's name."""
+    """What a process of the tree is: "proxy-0", "control", "hub", "agent"; else the program's name."""
     if "fleetproxy.process" in command:
         at = command.index("fleetproxy.process")
         kind, index = (*command[at + 1 : at + 3], "", "")[:2]
         return f"{kind}-{index}" if kind == "proxy" else kind
     words = [Path(word).name for word in command[:4]]
+    if {"fleetproxy", "worker"} <= {*words} or "bench.stock_agent" in words:
+        return "agent"
     if any(word.startswith("fleetproxy") for word in words):
         return "supervisor"
     return words[0].split(":")[0] if words else "?"

@@ -1,4 +1,4 @@
-"""Where the proxy processes spend their time, seen by `perf`.
+"""Where the processes that count spend their time, seen by `perf`.
 
 cProfile would count calls in Python and miss Granian's threads, the kernel and every C extension, which is most of it;
 `perf record` samples all of them.
@@ -22,8 +22,11 @@ from bench.targets import Target
 _SECONDS = 5.0
 
 
-def profile(openai: bool) -> str:
-    """Sample unary requests, then streams; the heaviest symbols of each, and where the whole recordings are."""
+def profile(openai: bool, *, dial_in: bool = False) -> str:
+    """Sample unary requests, then streams; the heaviest symbols of each, and where the whole recordings are.
+
+    `dial_in`: of proxy, hub and agent, with the agent before the mock.
+    """
     perf = shutil.which("perf")
     if perf is None:
         raise BenchError("--profile needs `perf` (Debian: apt install linux-perf)")
@@ -33,7 +36,8 @@ def profile(openai: bool) -> str:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="fpbench-")))
         port, pid = stack.enter_context(programs.mock(built["mock"]))
         bench = Bench(Plan(), "/v1/chat/completions" if openai else "/api/chat", port, pid, built["load"])
-        target = stack.enter_context(targets.fleetproxy(folder, port))
+        started = targets.dial_in(folder, port, stock=False) if dial_in else targets.fleetproxy(folder, port)
+        target = stack.enter_context(started)
         bench.unary(target, SMALL_BYTES, 1.0)
         works: dict[str, Callable[[Target], Load]] = {
             "unary": lambda t: bench.unary(t, SMALL_BYTES, _SECONDS),

@@ -10,6 +10,7 @@ from bench.measure import BIG_BYTES, DIRECT, PACED_STREAMS, SMALL_BYTES, STREAMS
 from bench.processes import machine
 
 OURS, BASE = "fleetproxy", "nginx"
+DIAL_IN, STOCK = "dial-in", "dial-in, nfrx JSON"
 TIMES = "\N{MULTIPLICATION SIGN} nginx"
 #: Above this share of the machine used by others the numbers are marked.
 NOISY = 0.05
@@ -30,8 +31,12 @@ METRICS = (
     Metric("big_us", f"CPU per unary request of {BIG_BYTES // 1000} KB, µs"),
     Metric("big_tree_us", "… whole process tree, µs"),
     Metric("step_us", f"CPU per streamed chunk, {STREAMS} streams in step, µs"),
+    Metric("step_hub_us", "… of it the hub, µs", compared=False),
+    Metric("step_agent_us", "… of it the agent, µs", compared=False),
     Metric("step_tree_us", "… whole process tree, µs"),
     Metric("spread_us", f"CPU per streamed chunk, {STREAMS} streams out of step, µs"),
+    Metric("spread_hub_us", "… of it the hub, µs", compared=False),
+    Metric("spread_agent_us", "… of it the agent, µs", compared=False),
     Metric("spread_tree_us", "… whole process tree, µs"),
     Metric("requests_per_s", f"requests/s on one core ({UNARY_CONNECTIONS} connections)", 0),
     Metric("ttft_p50_ms", f"added time to first byte p50 ({PACED_STREAMS} streams), ms", 3, False),
@@ -58,6 +63,7 @@ class Bar(msgspec.Struct, frozen=True):
     text: str
     ratio: bool = False
     goal: float | None = None
+    target: str = OURS
 
 
 BARS = (
@@ -67,6 +73,10 @@ BARS = (
     Bar("ttft_p50_ms", 1.5, "added time to first byte p50, ms"),
     Bar("delay_p50_ms", 0.3, "added delay per chunk p50, ms"),
     Bar("idle_kib", 48.0, "memory per idle stream, KiB"),
+    Bar("step_us", 100.0, "dial-in: CPU per streamed chunk, in step, µs", goal=70.0, target=DIAL_IN),
+    Bar("spread_us", 100.0, "dial-in: CPU per streamed chunk, out of step, µs", goal=70.0, target=DIAL_IN),
+    Bar("step_us", 130.0, "dial-in by nfrx's JSON: CPU per streamed chunk, in step, µs", target=STOCK),
+    Bar("spread_us", 130.0, "dial-in by nfrx's JSON: CPU per streamed chunk, out of step, µs", target=STOCK),
 )
 
 
@@ -87,13 +97,15 @@ def table(outcome: Outcome) -> list[list[str]]:
             if name != BASE:
                 ratio = outcome.ratio(name, metric.key) if metric.compared else None
                 row.append("" if ratio is None else f"{ratio:.2f}")
-        rows.append(row)
+        if any(row[1:]):
+            rows.append(row)
     return rows
 
 
 def notes(outcome: Outcome, date: str) -> list[str]:
     """What one must know to read the table."""
-    versions = ", ".join(f"{target.name} {target.version}".strip() for target in outcome.targets)
+    named = [target for target in outcome.targets if target.name not in (DIAL_IN, STOCK)]
+    versions = ", ".join(f"{target.name} {target.version}".strip() for target in named)
     base = ", ".join(
         f"{title} {_number(outcome.median(DIRECT, key), metric)} ms"
         for key, title in (("ttft_p50_ms", "first byte"), ("delay_p50_ms", "chunk"))
@@ -131,7 +143,7 @@ def markdown(outcome: Outcome, date: str) -> str:
 def verdicts(outcome: Outcome) -> Iterator[tuple[bool, str]]:
     """Each bar: whether it holds, and a line that says so."""
     for bar in BARS:
-        value = outcome.ratio(OURS, bar.metric) if bar.ratio else outcome.median(OURS, bar.metric)
+        value = outcome.ratio(bar.target, bar.metric) if bar.ratio else outcome.median(bar.target, bar.metric)
         if value is None:
             yield False, f"FAIL  {bar.text}: not measured"
             continue

@@ -19,7 +19,7 @@ import msgspec
 from bench.processes import tree
 from bench.programs import BenchError, mortal, stop
 
-API_KEY = "bench-key-for-loopback-only"
+API_KEY, CLIENT_KEY = "bench-key-for-loopback-only", "bench-agent-key-for-loopback-only"
 _READY_S = 30.0
 
 
@@ -33,8 +33,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[str, ...] = ()
     #: Its processes; descendants are found. Empty: nothing to measure but time (the mock itself).
     roots: tuple[int, ...] = ()
-    #: Roles that count for the bar begin like this; "" counts the whole tree.
-    counted: str = ""
+    #: Roles that count for the bar begin like one of these; none: the whole tree counts.
+    counted: tuple[str, ...] = ()
+    #: What it is asked for, instead of the run's path.
+    path: str = ""
+    #: What is measured of it, beside delays and sizes: the first words of its metrics.
+    works: tuple[str, ...] = ("unary", "big", "step", "spread", "idle")
     #: Answers may differ in size from what the mock sent (a proxy that writes its own JSON).
     any_length: bool = False
 
@@ -42,7 +46,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         return tree(self.roots)
 
     def counts(self, role: str) -> bool:
-        return role.startswith(self.counted)
+        return not self.counted or role.startswith(self.counted)
 
 
 _NGINX = """
@@ -102,6 +106,25 @@ key = "{key}"
 proxy = "required"
 """
 
+_DIAL_IN = """
+host = "127.0.0.1"
+port = {port}
+processes = 1
+data_dir = "{folder}/data"
+runtime_dir = "{folder}/run"
+
+[hub]
+listen = "127.0.0.1:{hub_port}"
+
+[[keys]]
+name = "bench"
+key = "{key}"
+
+[auth]
+proxy = "required"
+client_key = "{client_key}"
+"""
+
 
 @contextmanager
 def nginx(folder: Path, mock_port: int) -> Iterator[Target]:
@@ -128,10 +151,7 @@ def fleetproxy(folder: Path, mock_port: int) -> Iterator[Target]:
     folder.mkdir()
     config = folder / "fleetproxy.toml"
     config.write_text(_FLEETPROXY.format(folder=folder, port=port, mock_port=mock_port, key=API_KEY))
-    beside = Path(sys.executable).with_name("fleetproxy")
-    program = str(beside) if beside.exists() else shutil.which("fleetproxy")
-    if program is None:
-        raise BenchError("there is no `fleetproxy` command beside this Python: install the project first")
+    program = fleetproxy_program()
     version = subprocess.run((program, "--version"), check=False, capture_output=True, encoding="utf-8").stdout
     log = folder / "log"
     with _running((program, "serve", "--config", str(config)), log) as process:
@@ -145,8 +165,57 @@ def fleetproxy(folder: Path, mock_port: int) -> Iterator[Target]:
             version=[*version.split(), "?", "?"][1],
             headers=(bearer,),
             roots=(process.pid,),
-            counted="proxy-",
+            counted=("proxy-",),
         )
+
+
+@contextmanager
+def dial_in(folder: Path, mock_port: int, *, stock: bool) -> Iterator[Target]:
+    """The same command without a server of its own: what it is asked goes to an agent that has dialled in at
+    `hub.listen` and has the mock behind it. Proxy, hub and agent count.
+
+    The agent is `fleetproxy worker llm`; with `stock` it is `bench/stock_agent.py`, the same in nfrx's JSON.
+    """
+    name = "dial-in, nfrx JSON" if stock else "dial-in"
+    port, hub_port, folder = free_port(), free_port(), folder / ("stock" if stock else "dial-in")
+    folder.mkdir()
+    config = folder / "fleetproxy.toml"
+    config.write_text(
+        _DIAL_IN.format(folder=folder, port=port, hub_port=hub_port, key=API_KEY, client_key=CLIENT_KEY),
+    )
+    program = (sys.executable, "-m", "bench.stock_agent") if stock else (fleetproxy_program(), "worker")
+    log, agent_log = folder / "log", folder / "agent.log"
+    with _running((fleetproxy_program(), "serve", "--config", str(config)), log) as process:
+        wait_for(process, port, "/livez", log)
+        options = {
+            "server-url": f"ws://127.0.0.1:{hub_port}/api/llm/connect",
+            "client-key": CLIENT_KEY,
+            "base-url": f"http://127.0.0.1:{mock_port}/v1",
+            "max-concurrency": "256",
+        }
+        words = [word for key, value in options.items() for word in (f"--{key}", value)]
+        with _running((*program, "llm", *words), agent_log) as agent:
+            bearer = f"Authorization: Bearer {API_KEY}"
+            path = "/v1/chat/completions" if stock else ""
+            wait_for(agent, port, path or "/api/chat", agent_log, bearer)
+            yield Target(
+                name=name,
+                url=f"http://127.0.0.1:{port}",
+                headers=(bearer,),
+                roots=(process.pid, agent.pid),
+                counted=("proxy-", "hub", "agent"),
+                path=path,
+                works=("unary", "step", "spread"),
+            )
+
+
+def fleetproxy_program() -> str:
+    """The command beside this Python."""
+    beside = Path(sys.executable).with_name("fleetproxy")
+    program = str(beside) if beside.exists() else shutil.which("fleetproxy")
+    if program is None:
+        raise BenchError("there is no `fleetproxy` command beside this Python: install the project first")
+    return program
 
 
 def peer(argument: str) -> Target:
@@ -175,7 +244,7 @@ def ask(port: int, path: str, header: str = "", timeout_s: float = 5.0) -> tuple
     chat = b'{"model":"bench:latest","stream":false,"messages":[{"role":"user","content":"hi"}]}'
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
-        method, body = ("POST", chat) if path == "/api/chat" else ("GET", None)
+        method, body = ("POST", chat) if "/chat" in path else ("GET", None)
         connection.request(method, path, body, {name: value} if name else {})
         answer = connection.getresponse()
         return answer.status, answer.read()

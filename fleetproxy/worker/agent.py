@@ -31,6 +31,8 @@ from fleetproxy.worker.sides import Side
 
 _log = logging.getLogger("fleetproxy.worker")
 
+#: What is offered to the server; one that takes none of them gets nfrx's JSON.
+SUBPROTOCOLS: tuple[Subprotocol, ...] = (Subprotocol(SUBPROTOCOL),)
 HEARTBEAT_S = 5.0
 #: A server of ours that says nothing for this long, not even to a ping, is gone.
 SILENCE_S = 20.0
@@ -275,7 +277,7 @@ class Agent:
         key = self.options.client_key
         dialling = connect(
             self.options.server_url,
-            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            subprotocols=SUBPROTOCOLS or None,
             additional_headers={"Authorization": f"Bearer {key}"} if key else None,
             user_agent_header=f"fleetproxy-worker/{self.version}",
             compression=None,

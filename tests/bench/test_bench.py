@@ -163,20 +163,29 @@ def test_cpu_time_of_a_process_is_what_it_burned() -> None:
         ("python3 -m fleetproxy.process control 0 /run/x", "control"),
         ("/v/bin/python /v/bin/fleetproxy serve --config x.toml", "supervisor"),
         ("nginx: worker process", "nginx"),
+        ("/v/bin/python /v/bin/fleetproxy worker llm --server-url ws://x", "agent"),
+        ("/v/bin/python -m bench.stock_agent llm --server-url ws://x", "agent"),
     ],
 )
 def test_processes_are_recognised_by_their_command_line(command: str, role: str) -> None:
     assert processes.role_of(command.split(" ")) == role
 
 
+NAMES = {"": "fleetproxy", "dial": "dial-in", "json": "dial-in, nfrx JSON"}
+
+
 def outcome(**ours: float) -> Outcome:
     base = {"unary_us": 10.0, "step_us": 10.0, "spread_us": 10.0}
-    values = {"nginx": {key: [value] for key, value in base.items()}, "fleetproxy": {k: [v] for k, v in ours.items()}}
-    names = (Target(name="nginx", url=""), Target(name="fleetproxy", url="", counted="proxy-"))
-    return Outcome(names, values, 0.0, 0.0, 1.0)
+    values: dict[str, dict[str, list[float]]] = {"nginx": {key: [value] for key, value in base.items()}}
+    for key, value in ours.items():
+        target, _, metric = key.rpartition("__")
+        values.setdefault(NAMES[target], {})[metric] = [value]
+    names = [Target(name=name, url="", counted=("proxy-",)) for name in NAMES.values()]
+    return Outcome((Target(name="nginx", url=""), *names), values, 0.0, 0.0, 1.0)
 
 
 GOOD = {"unary_us": 59.0, "step_us": 19.0, "spread_us": 19.0, "ttft_p50_ms": 1.4, "delay_p50_ms": 0.2, "idle_kib": 47.0}
+GOOD |= {"dial__step_us": 99.0, "dial__spread_us": 99.0, "json__step_us": 129.0, "json__spread_us": 129.0}
 
 
 def test_a_bar_holds_up_to_its_limit_and_fails_beyond_it_or_unmeasured() -> None:
@@ -191,4 +200,6 @@ def test_the_table_shows_ratios_to_nginx() -> None:
     text = report.markdown(outcome(**GOOD), "2026-01-01")
     assert "| fleetproxy |" in text
     assert "| 10.0 | 59.0 | 5.90 |" in text
+    assert "| 10.0 | 19.0 | 1.90 | 99.0 | 9.90 | 129.0 | 12.90 |" in text
+    assert "45 KB" not in text, "a row nobody has a number for"
     assert "2026-01-01" in text
