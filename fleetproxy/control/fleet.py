@@ -135,6 +135,8 @@ class LiveFleet:
         self._principals: dict[bytes, Principal] = {}
         #: Model as listed -> seconds since the epoch when it was first in a snapshot.
         self.first_seen_s: dict[str, int] = {}
+        #: Dial-in workers drained by an operator: (family, id).
+        self.resting: frozenset[tuple[str, str]] = frozenset()
         #: Servers that could not be taken in: name -> why.
         self.refused: dict[str, str] = {}
 
@@ -209,6 +211,7 @@ class LiveFleet:
             bodies=bodies | descriptors.bodies(settings),
             model_bodies=model_bodies,
             first_seen_s=self.first_seen_s,
+            resting=self.resting,
         )
 
     def _date(self, table: RoutingTable) -> None:

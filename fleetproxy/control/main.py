@@ -12,26 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from litestar import Litestar
-
 from fleetproxy import log
-from fleetproxy.control import app as web
 from fleetproxy.control.agents import Agents
 from fleetproxy.control.analytics.history import History
 from fleetproxy.control.analytics.journal import Journal
 from fleetproxy.control.analytics.records import Records
 from fleetproxy.control.analytics.store import Store
 from fleetproxy.control.analytics.upkeep import StoreUpkeep
-from fleetproxy.control.api import analytics, client, fleet, metrics, query, requests, routes, state
+from fleetproxy.control.api.explain import Routing
 from fleetproxy.control.api.fleet import Desk
-from fleetproxy.control.api.peer import direct, linked
+from fleetproxy.control.api.workers import WorkersDesk
 from fleetproxy.control.columns import Columns
 from fleetproxy.control.fleet import LiveFleet
 from fleetproxy.control.last_states import LastStates
+from fleetproxy.control.live.feed import Live
+from fleetproxy.control.live.picture import Sight
 from fleetproxy.control.metrics import Metrics
 from fleetproxy.control.notify.notifier import Overheard
 from fleetproxy.control.poller import Poller
@@ -39,22 +38,22 @@ from fleetproxy.control.publisher import Publisher
 from fleetproxy.control.services import Services
 from fleetproxy.control.visitors import Visitors
 from fleetproxy.control.watch import Watch
+from fleetproxy.control.web import Web
+from fleetproxy.core.record import AuditRecord
 from fleetproxy.core.table import Snapshot
 from fleetproxy.link.board import Board
 from fleetproxy.link.framing import read_boot, read_snapshot
 from fleetproxy.link.messages import Count, Hello, Message, Observe, RelaysPulse, WorkersPulse, WorkersSeen
 from fleetproxy.link.server import LinkServer
-from fleetproxy.listen import App, Listener, serve
 from fleetproxy.process import Process
-from fleetproxy.settings import Settings, Tls
-from fleetproxy.settings.servers import parse_listen
+from fleetproxy.settings import Settings
 from fleetproxy.transport.httpx_client import HttpxClient
 
 _log = log.get("control")
 
 BEAT_S = 1.0
-#: A TCP address that cannot be had is tried again after this.
-LISTEN_AGAIN_S = 5.0
+#: A change that was asked for is answered when every process has it, or after this.
+EVERYWHERE_S = 2.0
 #: A service that starts waits at most this long for its servers' first answers.
 FIRST_LOOK_S = 1.0
 #: Workers of a hub that is gone are kept this long: the connection may only have been broken.
@@ -115,6 +114,8 @@ class Control:
             machine=socket.gethostname(),
         )
         self.fleet.first_seen_s = dict(last.first_seen_s) if last is not None else {}
+        if self.inherited is not None:
+            self.fleet.resting = self.inherited.resting
         self.poller = Poller(self.client, lambda: process.settings.poll, self.fleet.found)
         self.agents = Agents(
             self.client,
@@ -136,14 +137,15 @@ class Control:
             self.visitors,
             self.board,
             draining=process.draining.is_set,
-            processes=lambda: [hello.process for hello in self.link.processes()],
+            processes=self.processes,
         )
+        self.live = Live(self.sight(), hosts=self.hosts)
         self.metrics = Metrics(process.settings.metrics.max_series, board=self.board)
         self.store = Store(
             data / "analytics.duckdb",
             data / "spool",
             process.settings.analytics,
-            feed=self.watch.feeding(self.metrics.feed),
+            feed=self.feed,
             journal=self.journal,
             rotate=self.link.rotate_all,
         )
@@ -156,6 +158,7 @@ class Control:
         #: Set when the last rows are to be loaded; when listeners and link are to end.
         self._resting = asyncio.Event()
         self._closing = asyncio.Event()
+        self.web = Web(self.settings, runtime, self.state, self._closing)
 
     def settings(self) -> Settings:
         return self.process.settings
@@ -164,14 +167,48 @@ class Control:
         """Address of each backend by name."""
         return {backend.name: backend.authority for backend, _ in self.fleet.backends()}
 
+    def processes(self) -> list[str]:
+        """Names of the processes connected now."""
+        return [hello.process for hello in self.link.processes()]
+
+    def feed(self, records: Sequence[AuditRecord]) -> None:
+        """Audit rows on their way into the store, in the store's thread."""
+        self.metrics.feed(records)
+        self.watch.tallies.feed(records)
+        self.live.feed(records)
+
+    def sight(self) -> Sight:
+        """What the live stream looks at."""
+        return Sight(
+            members=self.fleet.members,
+            visitors=self.visitors.all,
+            relays=lambda: self.visitors.relays,
+            machines=self.agents.shown,
+            load=self.board.load,
+            waiting=self.board.waiting,
+            resting=lambda: self.fleet.resting,
+            pulls=self.pulls,
+            store=self.store_state,
+            draining=self.process.draining.is_set,
+            processes=self.processes,
+        )
+
+    def pulls(self) -> list[dict[str, Any]]:
+        return self.services.pulls.shown()
+
+    def store_state(self) -> dict[str, Any]:
+        status = self.store.status
+        return {"ok": status.ok, "trouble": status.trouble, "detail": status.detail}
+
     # --- running ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run every part until one fails or the process is told to leave."""
-        services = self.services
-        self.told.listeners.append(services.notifier.hear)
+        services, web = self.services, self.web
+        self.told.listeners += [services.notifier.hear, self.live.hear]
         services.hurry = self.poller.hurry
-        services.put = self.journal.put
+        services.everywhere = self.everywhere
+        services.put = self.told.put
         services.upkeep = StoreUpkeep(self.store)
         loading = asyncio.create_task(self.store.run(self._resting), name="store")
         parts = [
@@ -181,8 +218,9 @@ class Control:
             ("agents", self.agents.run()),
             ("samples", self.metrics.sample(self.journal, self._closing)),
             ("services", services.run(self._closing)),
-            ("control.sock", self.answer()),
-            *((name, self.listen(name, app, listener)) for name, app, listener in self.addresses()),
+            ("live", self.live.run(self._published)),
+            ("control.sock", web.answer(self._published)),
+            *((name, web.listen(name, app, listener)) for name, app, listener in web.addresses()),
         ]
         tasks: list[asyncio.Task[Any]] = [loading, *(asyncio.create_task(part, name=name) for name, part in parts)]
         draining = asyncio.create_task(self.process.draining.wait())
@@ -205,6 +243,7 @@ class Control:
         self.journal.rotate()
         self._resting.set()
         self.watch.close()
+        self.live.close()
         told = asyncio.create_task(self.process.stop.wait())
         await asyncio.wait({loading, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
@@ -281,6 +320,11 @@ class Control:
         """The operational state changed."""
         self._refresh_wanted.set()
 
+    async def everywhere(self) -> None:
+        """Publish what has changed, and wait until every process uses it: for a while, not for a process that hangs."""
+        self.publisher.publish()
+        await self.link.everybody_has(self.publisher.snapshot.version, EVERYWHERE_S)
+
     def publish(self, snapshot: Snapshot) -> None:
         self.link.publish(snapshot)
         self.watch.changed()
@@ -298,6 +342,7 @@ class Control:
             case Count():
                 self.metrics.count(process, message)
                 self.watch.count(process, message)
+                self.live.count(process, message)
             case Hello():
                 self.metrics.started(process, message.pid)
             case WorkersSeen():
@@ -312,6 +357,7 @@ class Control:
         """A process's connection ended."""
         self.metrics.left(process)
         self.watch.left(process)
+        self.live.left(process)
         if process == "hub":
             self.visitors_known.clear()
             asyncio.get_running_loop().call_later(HUB_GRACE_S, self.forget_workers)
@@ -324,30 +370,6 @@ class Control:
 
     # --- the web ---------------------------------------------------------------------------------------------
 
-    def inside(self) -> App:
-        """What control.sock answers."""
-        return linked(web.with_headers(self.application()))
-
-    async def answer(self) -> None:
-        """Serve control.sock, once there is something to tell: the supervisor starts the proxies then."""
-        await self._published.wait()
-        path = self.process.runtime / "control.sock"
-        path.unlink(missing_ok=True)
-        await serve(self.inside(), Listener(uds=str(path)), self._closing)
-
-    def application(self) -> Litestar:
-        handlers = [
-            *routes.HANDLERS,
-            *requests.handlers,
-            *analytics.handlers,
-            *query.handlers,
-            *metrics.handlers,
-            *state.handlers,
-            *client.handlers,
-            *fleet.handlers,
-        ]
-        return web.build(handlers, self.services.guard, self.state())
-
     def state(self) -> dict[str, Any]:
         return {
             "services": self.services,
@@ -355,6 +377,9 @@ class Control:
             "metrics": self.metrics,
             "visitors": self.visitors,
             "watch": self.watch,
+            "live": self.live,
+            "workers": WorkersDesk(self.visitors, self.fleet, self.everywhere),
+            "routing": Routing(lambda: self.publisher.snapshot, self.visitors, self.board, self.live.picture.tripped),
             "desk": Desk(self.fleet, self.poller.poll_all, self.checks, self.agents.shown),
         }
 
@@ -365,33 +390,6 @@ class Control:
             "hub": any(hello.process == "hub" for hello in self.link.processes()),
             "accepting": not self.process.draining.is_set(),
         }
-
-    def addresses(self) -> list[tuple[str, App, Listener]]:
-        """TCP addresses of our own: what they are for, what answers there, where."""
-        settings = self.settings()
-        found: list[tuple[str, App, Listener]] = []
-        if settings.dashboard.listen:
-            app = direct(web.with_headers(self.application()), lambda: self.settings().auth.trusted_proxies)
-            found.append(("dashboard.listen", app, self.listener(settings.dashboard.listen, settings.tls)))
-        if settings.metrics.listen:
-            alone = web.build(metrics.handlers, self.services.guard, {"metrics": self.metrics})
-            app = direct(web.with_headers(alone), lambda: ())
-            found.append(("metrics.listen", app, self.listener(settings.metrics.listen)))
-        return found
-
-    def listener(self, address: str, tls: Tls | None = None) -> Listener:
-        host, port = parse_listen(address, self.settings().host)
-        certificate, key = (tls.cert, tls.key) if tls else (None, None)
-        return Listener(host=host, port=port, connections=1024, tls_cert=certificate, tls_key=key)
-
-    async def listen(self, name: str, app: App, listener: Listener) -> None:
-        """Serve a TCP address; one that is taken is tried again, for the rest of control goes on without it."""
-        while not self._closing.is_set():
-            try:
-                await serve(app, listener, self._closing)
-            except Exception as error:
-                _log.error("%s: cannot listen on %s:%d: %s; trying again", name, listener.host, listener.port, error)
-                await asyncio.sleep(LISTEN_AGAIN_S)
 
 
 def _processes(settings: Settings) -> frozenset[str]:

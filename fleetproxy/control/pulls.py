@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
+
+import msgspec
 
 from fleetproxy.control.server_calls import Progress, pull, reason_of
 from fleetproxy.control.state import Store, actions
@@ -28,6 +31,8 @@ class Pulls:
         self._tasks: dict[int, asyncio.Task[str]] = {}
         #: Action id -> how far it is, while it runs.
         self.progress: dict[int, Progress] = {}
+        #: What those are: action id -> (model, server).
+        self._what: dict[int, tuple[str, Backend]] = {}
 
     def refuse_when_full(self) -> None:
         """Raises RateLimited."""
@@ -37,9 +42,10 @@ class Pulls:
     async def start(self, action_id: int, backend: Backend, model: str) -> asyncio.Task[str]:
         """Begin the pull of an action that is pending. The task ends with "" or with why it failed."""
         self.progress[action_id] = Progress()
+        self._what[action_id] = (model, backend)
         task = asyncio.create_task(self._run(action_id, backend, model), name=f"pull {model} on {backend.name}")
         self._tasks[action_id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(action_id, None))
+        task.add_done_callback(lambda _: (self._tasks.pop(action_id, None), self._what.pop(action_id, None)))
         # Under way before anybody can cancel it: a task that never began would not write down its end.
         await asyncio.sleep(0)
         return task
@@ -48,6 +54,20 @@ class Pulls:
         """Stop a pull; what was fetched stays on the server. False: it is not running."""
         task = self._tasks.get(action_id)
         return task is not None and task.cancel()
+
+    def shown(self) -> list[dict[str, Any]]:
+        """The pulls that run, or wait for their turn, as the live stream shows them."""
+        return [
+            {
+                "actionId": action_id,
+                "modelName": self._what[action_id][0],
+                "serverId": self._what[action_id][1].id,
+                "serverName": self._what[action_id][1].name,
+                **msgspec.to_builtins(seen),
+            }
+            for action_id, seen in self.progress.items()
+            if action_id in self._what
+        ]
 
     async def close(self) -> None:
         running = list(self._tasks.values())

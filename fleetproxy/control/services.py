@@ -95,6 +95,8 @@ class Services:
         self.guard = Guard(store, settings, now, local_key)
         #: Looks at a server (by name) soon; set by whoever has a poller.
         self.hurry: Callable[[str], None] = lambda name: None
+        #: Returns when what `fleet.apply()` took in is used by every process; set by whoever has the link.
+        self.everywhere: Callable[[], Coroutine[Any, Any, None]] = _at_once
         self.resolver = Resolver()
         self.transport = transport or Http1Transport(asyncio.get_running_loop(), tls_context)
         self.registry = Registry(caller, lambda: settings().discovery, now)
@@ -213,6 +215,11 @@ class Services:
             "state_refused:logins": self.hasher.refused,
         }
 
+    async def take_in(self) -> None:
+        """The state has changed: returns when every process knows it."""
+        await self.fleet.apply()
+        await self.everywhere()
+
     def hurry_all(self) -> None:
         for backend, _ in self.fleet.backends():
             self.hurry(backend.name)
@@ -273,6 +280,10 @@ class Services:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("%s failed: %r", task.get_name(), task.exception())
+
+
+async def _at_once() -> None:
+    pass
 
 
 def services_of(request: Request[Any, Any, Any]) -> Services:

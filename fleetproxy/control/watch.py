@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from fleetproxy.control.bulletin import Bulletin
 from fleetproxy.control.envelope import Counter, Envelope, Guests, Members
 from fleetproxy.control.tallies import Tallies
-from fleetproxy.core.record import AuditRecord
 from fleetproxy.link.messages import Count
 from fleetproxy.settings import Settings
 
@@ -32,15 +31,6 @@ class Watch:
             settings, fleet, visitors, board, self.tallies, draining=draining, processes=processes, wall=wall
         )
         self.bulletin = Bulletin(self.envelope.make)
-
-    def feeding(self, feed: Callable[[Sequence[AuditRecord]], None]) -> Callable[[Sequence[AuditRecord]], None]:
-        """The same feed of audit rows, which counts them here too. It runs in the store's thread."""
-
-        def both(records: Sequence[AuditRecord]) -> None:
-            feed(records)
-            self.tallies.feed(records)
-
-        return both
 
     def count(self, process: str, message: Count) -> None:
         """A process has told how it is doing."""

@@ -154,3 +154,5 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     model_bodies: dict[str, bytes] = {}
     #: Model as its servers list it -> seconds since the epoch when control first saw it: `created` under /api/llm.
     first_seen_s: dict[str, int] = {}
+    #: Dial-in workers an operator has drained, by family and id: the hub gives them nothing new.
+    resting: frozenset[tuple[str, str]] = frozenset()

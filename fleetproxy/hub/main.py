@@ -77,6 +77,7 @@ class Hub:
             routed.backend.name for routed in snapshot.table.backends if routed.backend.scheme != "hub"
         )
         self.waiting.publish(snapshot)
+        self.workers.rest(snapshot.resting)
 
     def _tell(self, news: News) -> None:
         """Workers came, changed or left: every proxy hears it, and control."""

@@ -44,6 +44,8 @@ class Connected:
 
     def __init__(self, worker: Worker, link: Link, dismiss: Callable[[str], None]) -> None:
         self.worker = worker
+        #: What it offers itself; `worker.offer` is what it may be asked for.
+        self.said = worker.offer
         self.link = link
         #: Closes its socket with this reason.
         self.dismiss = dismiss
@@ -112,6 +114,8 @@ class Workers:
         self._timer: asyncio.TimerHandle | None = None
         #: Names of configured servers: no worker gets one of them.
         self.reserved_names: frozenset[str] = frozenset()
+        #: Drained by an operator: they get nothing new, whatever they say.
+        self._resting: frozenset[Key] = frozenset()
         #: Since start: "joined", "left", "superseded", "refused_full".
         self.counts: Counter[str] = Counter()
 
@@ -162,6 +166,8 @@ class Workers:
             last_heartbeat_s=now_s,
         )
         connected = Connected(worker, link, dismiss)
+        connected.worker = self._held_back(connected)
+        worker = connected.worker
         self._by_key[key] = self._by_column[column] = connected
         self.counts["joined"] += 1
         self._waiting.set_worker(column, worker.offer.slots)
@@ -183,13 +189,26 @@ class Workers:
 
     def update(self, connected: Connected, offer: Offer) -> None:
         """It offers something else from now on."""
-        offer = offer.bounded()
-        if offer == connected.worker.offer:
-            return
-        connected.worker = msgspec.structs.replace(connected.worker, offer=offer)
-        if self._by_key.get(connected.key) is connected:
-            self._waiting.set_worker(connected.worker.column, offer.slots)
+        connected.said = offer.bounded()
+        before, connected.worker = connected.worker, self._held_back(connected)
+        if connected.worker.offer != before.offer and self._by_key.get(connected.key) is connected:
+            self._waiting.set_worker(connected.worker.column, connected.worker.offer.slots)
             self._announce(connected.key, CHANGES_GATHER_S)
+
+    def rest(self, keys: frozenset[Key]) -> None:
+        """These are drained by an operator, the others are not."""
+        before, self._resting = self._resting, keys
+        for key in before ^ keys:
+            connected = self._by_key.get(key)
+            if connected is not None:
+                self.update(connected, connected.said)
+
+    def _held_back(self, connected: Connected) -> Worker:
+        """The worker with what it may be asked for now."""
+        offer = connected.said
+        if connected.key in self._resting and offer.status == "idle":
+            offer = msgspec.structs.replace(offer, status="draining")
+        return msgspec.structs.replace(connected.worker, offer=offer)
 
     def heard(self, connected: Connected, cpu_percent: float, ram_percent: float) -> None:
         """A sign of life, with how its machine is doing."""

@@ -62,6 +62,8 @@ class Count(msgspec.Struct, tag=True, frozen=True):
 
     counters: dict[str, int]
     gauges: dict[str, float]
+    #: Columns of backends that are not plainly healthy -> "open" or "half_open".
+    breakers: dict[int, str] = {}
 
 
 class WorkersSeen(msgspec.Struct, tag=True, frozen=True):

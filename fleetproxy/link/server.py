@@ -125,6 +125,16 @@ class LinkServer:
             return False
         return self.expected <= self._peers.keys() | self._absent.keys()
 
+    async def everybody_has(self, version: int, timeout_s: float) -> bool:
+        """Wait until every process that is here uses `version` or a newer one. False when one does not in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while any(peer.acknowledged < version for peer in self._peers.values()):
+                    await self._progress.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def rotate_all(self, timeout_s: float = 1.0) -> bool:
         """Have every connected process close its spool segment. False when one has not said so in time."""
         self._rotation += 1

@@ -23,7 +23,7 @@ MAX_TARGET_BYTES = 8 * 1024
 #: First words after /api/ that are control's (DESIGN: who owns a path).
 CONTROL_WORDS = frozenset(
     b"auth servers events requests usage server-events plugins system-metrics analytics poll scheduled-jobs users "
-    b"settings models recommendations discoveries query state client".split()
+    b"settings models recommendations discoveries query state client workers".split()
 )
 FAMILY_WORDS = frozenset(b"llm asr mcp transfer".split())
 CONTROL_ROOTS = frozenset(b"dashboard state metrics healthz livez readyz health".split())

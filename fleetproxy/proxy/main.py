@@ -143,7 +143,8 @@ async def _beat(plane: Plane, spool: Spool, link: LinkClient, http1: Http1Transp
             "upload_spool_bytes": float(plane.disk.held_bytes if plane.disk is not None else 0),
             "draining": float(plane.draining),
         }
-        link.send(Count(counters=counters, gauges=gauges))
+        breakers = {column: state.name.lower() for column, state in plane.trips.states().items() if state}
+        link.send(Count(counters=counters, gauges=gauges, breakers=breakers))
 
 
 def _hold(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -110,7 +110,7 @@ def test_a_worker_has_every_field_nfrx_gives_it() -> None:
     offer: dict[str, Any] = {"host": Host(hostname="h", os_name="linux", backend_family="ollama")}
     house.guests = [Visitor(worker(**offer), Pulse("llm", "id-gpu", 1_799_999_999.0, 12.5, 0.0, 1, 9, 0))]
     house.loads[3000] = 1
-    house.watch.feeding(lambda rows: None)([row(), row(errors=("backend_reset", None))])
+    house.watch.tallies.feed([row(), row(errors=("backend_reset", None))])
     [found] = house.plugins()["llm"]["workers"]
     assert found == {
         "id": "id-gpu",
@@ -153,7 +153,7 @@ def test_the_summary_counts_and_says_how_we_are() -> None:
     house.watch.count("hub", Count({}, {"queue_waiting": 5.0}))
     house.watch.count("proxy-0", Count({}, {"exchanges": 2.0}))
     house.watch.count("proxy-1", Count({}, {"exchanges": 1.0}))
-    house.watch.feeding(lambda rows: None)([row("box"), row("box", errors=("timeout",))])
+    house.watch.tallies.feed([row("box"), row("box", errors=("timeout",))])
     house.now_s += 61.5
     found = house.plugins()
     said = found["llm"]["server"]

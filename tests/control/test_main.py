@@ -284,7 +284,7 @@ async def test_addresses_of_its_own_serve_dashboard_and_metrics(folder: Path, fl
 async def test_an_address_that_is_taken_does_not_stop_the_rest_and_is_tried_again(
     folder: Path, fleet: dict[str, Fake], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleetproxy.control.main.LISTEN_AGAIN_S", 0.02)
+    monkeypatch.setattr("fleetproxy.control.web.LISTEN_AGAIN_S", 0.02)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -172,7 +172,9 @@ async def test_a_stream_ends_when_its_key_is_revoked(start: Any, monkeypatch: py
     monkeypatch.setattr(stream, "STILL_S", 0.05)
     running = await start(Settings(auth=Auth(api_key="secret")))
     async with running.browser() as admin, running.browser() as bob:
-        assert (await admin.post("/api/auth/setup", json={"username": "root", "password": "correct horse 7"})).is_success
+        assert (
+            await admin.post("/api/auth/setup", json={"username": "root", "password": "correct horse 7"})
+        ).is_success
         me = (await admin.get("/api/auth/me")).json()["user"]["id"]
         made = (await admin.post(f"/api/users/{me}/api-key", json={"label": "l", "scopes": ["read"]})).json()
         bob.headers["x-api-key"] = made["apiKey"]

@@ -69,6 +69,11 @@ ROUTES: dict[str, str] = {
     "GET /api/settings/webhook": "admin",
     "PUT /api/settings/webhook": "admin",
     "DELETE /api/settings/webhook": "admin",
+    "GET /api/workers": "user",
+    "PATCH /api/workers/{worker_id:str}": "admin",
+    "POST /api/workers/{worker_id:str}/drain": "admin",
+    "POST /api/workers/{worker_id:str}/undrain": "admin",
+    "GET /api/models/explain": "user",
     "GET /api/models/registry-check": "user",
     "POST /api/models/pull": "admin",
     "POST /api/models/delete": "admin",
@@ -198,7 +203,7 @@ async def test_everybody_is_let_in_where_they_may_and_nowhere_else(folder: Path)
 async def test_the_table_has_every_route_and_every_route_its_policy(folder: Path) -> None:
     prepare(folder, SETTINGS)
     async with AsyncExitStack() as stack:
-        app = (await Control.build(Process("control", 0, folder), stack)).application()
+        app = (await Control.build(Process("control", 0, folder), stack)).web.application()
         assert undeclared(app) == []
         found = {}
         for route in app.routes:

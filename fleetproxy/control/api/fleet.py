@@ -88,8 +88,13 @@ handlers = [list_servers, poll_now, tell_health, tell_readiness]
 
 def server(member: Member, machine: Mapping[str, Any] | None) -> dict[str, Any]:
     """One server, with the fleet manager's fields and ours."""
+    loaded, available = _models(member.backend, member.state)
+    return {**facts(member, machine), "loadedModels": loaded, "availableModels": available}
+
+
+def facts(member: Member, machine: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The same without its models, of which there may be hundreds."""
     backend, state = member.backend, member.state
-    loaded, available = _models(backend, state)
     in_memory = {model.name for model in state.resident}
     total = backend.vram_bytes
     return {
@@ -99,8 +104,6 @@ def server(member: Member, machine: Mapping[str, Any] | None) -> dict[str, Any]:
         "totalRamGb": 0 if total is None else round(total / _GIB),
         "isOnline": state.online,
         "ollamaVersion": state.version if backend.kind == "ollama" else None,
-        "loadedModels": loaded,
-        "availableModels": available,
         "totalVramUsed": state.vram_used_bytes,
         "polledAt": _instant(state.polled_at_s),
         "modelLoadTimes": {name: _instant(at_s) for name, at_s in member.loaded_at_s.items() if name in in_memory},

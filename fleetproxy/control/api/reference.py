@@ -9,7 +9,7 @@ from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ControllerRouterHandler
 
-from fleetproxy.control.api import analytics, fleet, metrics, query, requests, routes, state
+from fleetproxy.control.api import analytics, explain, fleet, live, metrics, query, requests, routes, state, workers
 from fleetproxy.control.api.guard import policy_of
 
 _HEAD = """\
@@ -40,7 +40,7 @@ the same origin; bodies must be `application/json`.
 
 def every_handler() -> list[ControllerRouterHandler]:
     """The routes of every part of control."""
-    parts = (requests, analytics, query, metrics, state, fleet)
+    parts = (requests, analytics, query, metrics, state, explain, live, workers, fleet)
     return [*routes.HANDLERS, *(handler for part in parts for handler in part.handlers)]
 
 

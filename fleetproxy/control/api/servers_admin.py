@@ -95,7 +95,7 @@ async def add_server(request: FleetRequest) -> dict[str, Any]:
         entry = await services.store.write(
             servers.switch, entry.id, is_disabled=asked.is_disabled is True, is_draining=asked.is_draining is True
         )
-    await services.fleet.apply()
+    await services.take_in()
     _log.info("%s added server %s", request.user.name, server.name)
     return shown(entry)
 
@@ -123,7 +123,7 @@ async def change_server(request: FleetRequest, server_id: FromPath[str]) -> dict
             is_disabled=None if asked.is_disabled is UNSET else asked.is_disabled,
             is_draining=None if asked.is_draining is UNSET else asked.is_draining,
         )
-    await services.fleet.apply()
+    await services.take_in()
     _log.info("%s changed server %d (%s)", request.user.name, number, ", ".join(_changed(asked, fields)))
     return {"ok": True}
 
@@ -133,7 +133,7 @@ async def remove_server(request: FleetRequest, server_id: FromPath[str]) -> Resp
     """Take a server that was added through the API out of the fleet; its open requests end by themselves."""
     services = services_of(request)
     entry = await services.store.write(servers.remove, path_id(server_id, "server ID"), services.now())
-    await services.fleet.apply()
+    await services.take_in()
     _log.info("%s removed server %s", request.user.name, entry.name)
     return Response({"ok": True})
 

@@ -49,6 +49,25 @@ class Source(Protocol):
         """The caller did not read and is let go."""
 
 
+class Nothing:
+    """A source for callers who only ask whether there is a stream."""
+
+    def __init__(self, closed: asyncio.Event) -> None:
+        self.closed = closed
+
+    def frame(self) -> bytes:
+        return b""
+
+    async def next(self) -> None:
+        await asyncio.Event().wait()
+
+    def goodbye(self, reason: str) -> bytes:
+        return b""
+
+    def too_slow(self) -> None:
+        pass
+
+
 def credentials(guard: Guard, scope: Scope) -> Still:
     """Whether who opened this stream would still be let in, and as the same."""
     connection: ASGIConnection[Any, Any, Any, Any] = ASGIConnection(scope)

@@ -149,7 +149,7 @@ async def create_key(request: FleetRequest, user_id: FromPath[str]) -> Response[
         requests_per_minute=asked.requests_per_minute,
         expires_at=asked.expires_at,
     )
-    await services.fleet.apply()
+    await services.take_in()
     _log.info("%s made API key %s (%s) of user %s", request.user.name, key.prefix, key.label, wanted)
     return Response({"apiKey": secret, "key": _shown_key(key)}, headers={"cache-control": "no-store"})
 
@@ -166,7 +166,7 @@ async def revoke_key(request: FleetRequest, user_id: FromPath[str], key_id: From
     """Revoke a key: it opens nothing from the next snapshot on."""
     services = services_of(request)
     await services.store.write(keys.revoke, path_id(user_id, "user ID"), path_id(key_id, "API key ID"))
-    await services.fleet.apply()
+    await services.take_in()
     _log.info("%s revoked API key %s of user %s", request.user.name, key_id, user_id)
     return {"ok": True}
 
