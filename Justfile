@@ -20,6 +20,18 @@ dev *words:
 demo *words:
     {{python}} -m fleetproxy demo {{words}}
 
+# Build the dashboard into the package (needs Node 20.19 or newer).
+ui:
+    {{python}} hatch_build.py
+
+# The dashboard with hot reload on port 5173; its data comes from a running fleetproxy ($FLEETPROXY_URL, port 11434).
+ui-dev:
+    cd dashboard && npm ci --ignore-scripts && npm run dev
+
+# Types and accessibility of the dashboard's components.
+ui-check:
+    cd dashboard && npm ci --ignore-scripts && npm run check
+
 # Every test; words after it go to pytest.
 test *words:
     {{python}} -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 --durations 30 {{words}}

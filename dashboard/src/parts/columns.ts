@@ -1,0 +1,81 @@
+import type { Snippet } from 'svelte'
+
+export type Cell = string | number | boolean | null | undefined
+
+/** One column of a Table. */
+export interface Column<Row> {
+  id: string
+  label: string
+  /** What it is sorted, filtered and exported by; shown as it is where there is no `cell`. */
+  value: (row: Row) => Cell
+  /** Shows the value. */
+  cell?: Snippet<[Row]>
+  /** As text, for values that are written otherwise than they are sorted. */
+  text?: (row: Row) => string
+  /** Width in px; without one the columns share what is left (at least 120). */
+  width?: number
+  /** Numbers stand at the right. */
+  end?: boolean
+  mono?: boolean
+  sortable?: boolean
+  /** Not shown until the user asks for it. */
+  hidden?: boolean
+  /** Left out on narrow screens, unless the user asks for it. */
+  wide?: boolean
+}
+
+/** Order of two cells: numbers by size, words by the language, nothing last. */
+export function order(one: Cell, other: Cell): number {
+  const nothing = one === null || one === undefined || one === ''
+  const none = other === null || other === undefined || other === ''
+  if (nothing || none) return Number(nothing) - Number(none)
+  if (typeof one === 'number' && typeof other === 'number') return one - other
+  return String(one).localeCompare(String(other), undefined, { numeric: true, sensitivity: 'base' })
+}
+
+/** Rows by `sort`: a column's id, with a minus before it for the largest first. Nothing stays last either way. */
+export function sorted<Row>(rows: readonly Row[], columns: readonly Column<Row>[], sort: string): readonly Row[] {
+  const down = sort.startsWith('-')
+  const column = columns.find((one) => one.id === (down ? sort.slice(1) : sort))
+  if (!column) return rows
+  return rows
+    .map((row) => ({ row, value: column.value(row) }))
+    .sort((one, other) => {
+      const found = order(one.value, other.value)
+      const missing = one.value == null || one.value === '' || other.value == null || other.value === ''
+      return down && !missing ? -found : found
+    })
+    .map(({ row }) => row)
+}
+
+/** Rows in which every word is found, in any column. */
+export function filtered<Row>(rows: readonly Row[], columns: readonly Column<Row>[], asked: string): readonly Row[] {
+  const words = asked.toLowerCase().split(/\s+/).filter(Boolean)
+  if (words.length === 0) return rows
+  return rows.filter((row) => {
+    const all = columns.map((column) => column.text?.(row) ?? column.value(row) ?? '').join(' ').toLowerCase()
+    return words.every((word) => all.includes(word))
+  })
+}
+
+/** Comma-separated values, as RFC 4180 has them. Cells that a spreadsheet would run as a formula are defused. */
+export function csv(head: readonly string[], rows: readonly (readonly Cell[])[]): string {
+  return [head, ...rows].map((row) => row.map(csvCell).join(',')).join('\r\n') + '\r\n'
+}
+
+function csvCell(cell: Cell): string {
+  if (cell === null || cell === undefined) return ''
+  const text = String(cell)
+  const safe = typeof cell === 'string' && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text
+  return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe
+}
+
+/** Hand a file to the user. */
+export function download(name: string, content: string, type = 'text/csv;charset=utf-8'): void {
+  const url = URL.createObjectURL(new Blob([content], { type }))
+  const link = document.createElement('a')
+  link.href = url
+  link.download = name
+  link.click()
+  setTimeout(() => URL.revokeObjectURL(url), 10_000)
+}

@@ -1,0 +1,45 @@
+/**
+ * Every page: where it is, what it is called, what key leads to it, and the module that draws it (loaded when it is
+ * first looked at). A page is a folder `src/pages/<id>/` whose `index.svelte` is the page; an entry here is all that
+ * it needs to be in the navigation, in the palette, on the `?` sheet and in the address bar.
+ */
+
+import type { Component } from 'svelte'
+
+import type { IconName } from '$/parts/icons'
+
+export interface Page {
+  id: string
+  /** Path inside the dashboard; everything under it is the page's too (`place.rest`). */
+  path: string
+  title: string
+  icon: IconName
+  /** `g` then this. */
+  key: string
+  group: 'Now' | 'Then' | 'Plan' | 'Manage'
+  admin?: boolean
+  load: () => Promise<{ default: Component }>
+}
+
+export const PAGES: readonly Page[] = [
+  {
+    id: 'fleet',
+    path: '/',
+    title: 'Fleet',
+    icon: 'fleet',
+    key: 'f',
+    group: 'Now',
+    load: () => import('$/pages/fleet/index.svelte'),
+  },
+]
+
+/** Beside the pages: what else fleetproxy serves. */
+export const ELSEWHERE: readonly { title: string; href: string; icon: IconName }[] = [
+  { title: 'API', href: '/api/client/', icon: 'api' },
+  { title: 'State page', href: '/state', icon: 'state' },
+]
+
+/** The page of a path's first segment. */
+export function pageAt(segment: string): Page | undefined {
+  return PAGES.find((page) => page.path === `/${segment}`)
+}
