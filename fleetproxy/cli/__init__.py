@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run it with a made-up fleet and traffic, to look around"),
     "worker": ("worker", "Dial in to a fleetproxy with the backend beside this machine"),
     "config": ("config", "Check or show the configuration, print its schema"),
+    "doctor": ("doctor", "Look for what is wrong, and say how to mend it"),
     "status": ("status", "How the fleet is, at one glance"),
     "top": ("top", "The fleet, live"),
     "servers": ("servers", "List, add, remove, enable and disable servers"),

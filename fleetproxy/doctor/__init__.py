@@ -1,0 +1,1 @@
+"""What may be wrong with an installation, looked for; each finding says how to mend it."""
