@@ -17,6 +17,7 @@ from fleetproxy.core.backend import Backend
 from fleetproxy.errors import BackendLost, BadResponse
 from fleetproxy.transport.base import Answer, Call, Gathered, Sink
 from fleetproxy.transport.httpx_client import error_of, new_client, tls_of
+from fleetproxy.transport.resolver import Resolver
 
 #: Idle connections kept to one server.
 MAX_IDLE = 64
@@ -28,21 +29,23 @@ _PEER = ("scheme", "host", "port", "host_header", "tls_ca_file", "tls_verify", "
 class _Server:
     """Idle connections of one backend."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, resolver: Resolver) -> None:
+        self._resolver = resolver
         self.peer = tuple(getattr(backend, name) for name in _PEER)
         self._tls: ssl.SSLContext = tls_of(backend)
         self.idle: list[httpx.AsyncClient] = []
         self.gone = False
 
     def client(self, backend: Backend) -> httpx.AsyncClient:
-        return self.idle.pop() if self.idle else new_client(backend, 1, self._tls)
+        return self.idle.pop() if self.idle else new_client(backend, 1, self._tls, self._resolver)
 
 
 class Http2Transport:
     """Connections by backend; one event loop's own."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, resolver: Resolver | None = None) -> None:
         self._loop = loop
+        self._resolver = resolver or Resolver()
         self._servers: dict[str, _Server] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -73,7 +76,7 @@ class Http2Transport:
             if known.peer == tuple(getattr(backend, name) for name in _PEER):
                 return known
             self._drop(known)
-        server = self._servers[backend.name] = _Server(backend)
+        server = self._servers[backend.name] = _Server(backend, self._resolver)
         return server
 
     def _drop(self, server: _Server) -> None:

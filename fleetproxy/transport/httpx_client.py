@@ -36,6 +36,8 @@ MAX_ADDRESSES = 4
 #: Share of the time left that TCP and then TLS may each take. Together less than all of it: httpcore closes the socket
 #: of a handshake that times out, but not of one that is cancelled.
 CONNECT_SHARE = 0.45
+#: A connection that nobody gave a limit.
+CONNECT_S = 5.0
 #: Connections to one server.
 MAX_CONNECTIONS = 4
 
@@ -185,13 +187,44 @@ class HttpxClient:
 _PEER = ("scheme", "host", "port", "http2", "host_header", "tls_ca_file", "tls_verify", "tls_server_name")
 
 
+class _Resolving(httpx.AsyncBaseTransport):
+    """Connects to the addresses our own resolver gives, in turn."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, resolver: Resolver) -> None:
+        self._transport = transport
+        self._resolver = resolver
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        name, port = request.url.host, request.url.port
+        limit_s = request.extensions.get("timeout", {}).get("connect") or CONNECT_S
+        failure: httpx.TransportError | None = None
+        for address in (await self._resolver.resolve(name, limit_s))[:MAX_ADDRESSES]:
+            request.url = request.url.copy_with(host=address, port=port)
+            try:
+                return await self._transport.handle_async_request(request)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failure = error  # nothing was sent: the body is still whole
+        self._resolver.forget(name)
+        assert failure is not None
+        raise failure
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
 def new_client(
-    backend: Backend, connections: int = MAX_CONNECTIONS, tls: ssl.SSLContext | None = None
+    backend: Backend,
+    connections: int = MAX_CONNECTIONS,
+    tls: ssl.SSLContext | None = None,
+    resolver: Resolver | None = None,
 ) -> httpx.AsyncClient:
-    """A client for one server: nothing from the environment, no redirects, at most so many connections."""
+    """A client for one server: nothing from the environment, no redirects, at most so many connections.
+
+    With a `resolver` names in URLs are resolved by it; its errors come out of `send` as they are.
+    """
     # Cleartext HTTP/2 has no negotiation: with http2 set, it is what is spoken.
     prior_knowledge = backend.http2 and backend.scheme != "https"
-    transport = httpx.AsyncHTTPTransport(
+    transport: httpx.AsyncBaseTransport = httpx.AsyncHTTPTransport(
         verify=tls or tls_of(backend),
         trust_env=False,
         http1=not prior_knowledge,
@@ -199,6 +232,8 @@ def new_client(
         limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60.0),
         uds=backend.host if backend.scheme == "unix" else None,
     )
+    if resolver is not None:
+        transport = _Resolving(transport, resolver)
     return httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
 
 

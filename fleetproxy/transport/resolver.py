@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from fleetproxy.core.destination import forbidden
 from fleetproxy.errors import ConnectFailed, ConnectTimeout
 
 #: Addresses are asked again after this.
@@ -48,7 +49,21 @@ class Resolver:
         self.lookups = 0
 
     async def resolve(self, host: str, timeout_s: float) -> tuple[str, ...]:
-        """Addresses of a host, never empty. Raises ConnectFailed (no such name) or ConnectTimeout (DNS is silent)."""
+        """Addresses to connect to, never empty. Raises ConnectFailed (no such name, or only forbidden addresses) or
+        ConnectTimeout (DNS is silent).
+
+        Each answer of DNS is judged anew: a name that was fine when it was set may point elsewhere by now.
+        """
+        found = await self.look_up(host, timeout_s)
+        if _is_address(host):
+            return found
+        allowed = tuple(address for address in found if forbidden(address) is None)
+        if not allowed:
+            raise ConnectFailed(f"the server's name leads where nothing may be connected to: {forbidden(found[0])}")
+        return allowed
+
+    async def look_up(self, host: str, timeout_s: float) -> tuple[str, ...]:
+        """The same, with addresses nobody may connect to."""
         if _is_address(host):
             return (host,)
         known = self._known.get(host)

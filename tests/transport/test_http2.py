@@ -9,12 +9,14 @@ from contextlib import asynccontextmanager
 import h2.config
 import h2.connection
 import h2.events
+import msgspec
 import pytest
 
 from fleetproxy.core.backend import Backend
 from fleetproxy.errors import BackendError, ConnectFailed
 from fleetproxy.transport.base import Call
 from fleetproxy.transport.http2 import Http2Transport
+from fleetproxy.transport.resolver import Resolver
 
 Answer = Callable[["Served", int], None]
 
@@ -201,3 +203,24 @@ async def test_nobody_there_is_a_connect_failure(transport):
     with pytest.raises(ConnectFailed):
         await upstream.answer()
     upstream.close()
+
+
+async def test_names_are_resolved_by_us_and_forbidden_addresses_are_not_connected_to():
+    """A-44, for servers that speak HTTP/2."""
+
+    def answer(server: Served, stream: int) -> None:
+        server.head(stream, 200)
+        server.data(stream, b"{}", end=True)
+
+    answers = {"good": ("127.0.0.2", "127.0.0.1"), "bad": ("169.254.169.254",)}
+    made = Http2Transport(asyncio.get_running_loop(), Resolver(lambda name: answers[name]))
+    async with backend(answer) as (two, _, connections):
+        upstream = await made.open(msgspec.structs.replace(two, host="good"), call(), 1.0)
+        assert (await upstream.answer()).status == 200  # the first address refuses, the second does not
+        upstream.close()
+        upstream = await made.open(msgspec.structs.replace(two, name="bad", host="bad"), call(), 1.0)
+        with pytest.raises(ConnectFailed, match="may be connected to"):
+            await upstream.answer()
+        upstream.close()
+        assert len(connections) == 1
+    await made.aclose()

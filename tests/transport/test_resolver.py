@@ -149,3 +149,18 @@ def test_the_system_resolver_gives_each_address_once() -> None:
     found = lookup("localhost")
     assert len(set(found)) == len(found)
     assert set(found) <= {"127.0.0.1", "::1"}
+
+
+async def test_a_name_that_comes_to_lead_to_forbidden_places_is_not_followed(dns: Dns) -> None:
+    """A-44: what was fine when the server was added is judged again at each connect."""
+    resolver = dns.resolver()
+    dns.answers["gpu"] = ("10.0.0.1",)
+    assert await resolver.resolve("gpu", 1.0) == ("10.0.0.1",)
+    dns.now_s += FRESH_S
+    dns.answers["gpu"] = ("169.254.169.254", "10.0.0.2", "::ffff:169.254.169.254")
+    assert await resolver.resolve("gpu", 1.0) == ("10.0.0.2",)
+    assert len(await resolver.look_up("gpu", 1.0)) == 3
+    dns.now_s += FRESH_S
+    dns.answers["gpu"] = ("169.254.169.254",)
+    with pytest.raises(ConnectFailed, match="may be connected to"):
+        await resolver.resolve("gpu", 1.0)

@@ -148,7 +148,7 @@ async def check_address(services: Services, server: Server) -> None:
     if is_loopback(address.host) and address.port == settings.port:
         raise BadRequest("url: this is fleetproxy itself")
     try:
-        found = await services.resolver.resolve(address.host, RESOLVE_S)
+        found = await services.resolver.look_up(address.host, RESOLVE_S)
     except BackendError:
         return  # a name that DNS does not know now is polled, and shown as offline, until it does
     for ip in found:

@@ -191,7 +191,7 @@ async def _check_webhook(request: FleetRequest, url: str) -> None:
     base, _, _ = url.partition("?")
     try:
         address = parse_url(base, "openai")
-        found = await services_of(request).resolver.resolve(address.host, 3.0)
+        found = await services_of(request).resolver.look_up(address.host, 3.0)
     except BadAddress as error:
         raise BadRequest(f"url: {error}") from None
     except BackendError:
