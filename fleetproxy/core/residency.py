@@ -17,6 +17,11 @@ class Sighting(msgspec.Struct, frozen=True):
     server: str
     model: str
     kind: Literal["loaded", "unloaded"]
+    #: What was known of a model that was loaded.
+    size_bytes: int = 0
+    vram_bytes: int = 0
+    parameter_size: str | None = None
+    quantization: str | None = None
 
 
 class Stay(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,3 +83,57 @@ def stays(sightings: Iterable[Sighting], since: datetime, now: datetime) -> list
         found[key] = msgspec.structs.replace(known, loaded_s=total_s)
     seen = [stay for stay in found.values() if stay.last_seen >= since or stay.loaded_s > 0]
     return sorted(seen, key=lambda stay: (-stay.loaded_s, stay.server_id, stay.model))
+
+
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
+    """One stay of a model in a server's memory."""
+
+    server_id: int
+    server: str
+    model: str
+    loaded_at: datetime
+    #: None: it lasts.
+    unloaded_at: datetime | None
+    #: Of it, within the window.
+    seconds: float
+    size_bytes: int = 0
+    vram_bytes: int = 0
+    parameter_size: str | None = None
+    quantization: str | None = None
+
+
+def intervals(sightings: Iterable[Sighting], since: datetime, until: datetime) -> list[Interval]:
+    """Every stay that touches [since, until), by server, model and time. `sightings` as for `stays`."""
+    open_since: dict[tuple[int, str], Sighting] = {}
+    found: list[Interval] = []
+
+    def close(began: Sighting, ended: datetime | None) -> None:
+        last = until if ended is None else ended
+        if last < since or began.at >= until or (last == since and began.at < since):
+            return
+        found.append(
+            Interval(
+                server_id=began.server_id,
+                server=began.server,
+                model=began.model,
+                loaded_at=began.at,
+                unloaded_at=ended,
+                seconds=max(0.0, (last - max(began.at, since)).total_seconds()),
+                size_bytes=began.size_bytes,
+                vram_bytes=began.vram_bytes,
+                parameter_size=began.parameter_size,
+                quantization=began.quantization,
+            )
+        )
+
+    for sighting in sightings:
+        if sighting.at >= until:
+            break
+        key = (sighting.server_id, sighting.model)
+        if sighting.kind == "loaded":
+            open_since.setdefault(key, sighting)
+        elif (began := open_since.pop(key, None)) is not None:
+            close(began, sighting.at)
+    for began in open_since.values():
+        close(began, None)
+    return sorted(found, key=lambda one: (one.server_id, one.model, one.loaded_at))

@@ -34,6 +34,8 @@ ROUTES: dict[str, str] = {
     "GET /api/usage": "user",
     "GET /api/server-events": "user",
     "GET /api/analytics": "user",
+    "GET /api/analytics/series": "user",
+    "GET /api/analytics/residency": "user",
     "GET /api/recommendations": "user",
     "GET /api/discoveries": "user",
     "GET /api/plugins": "user",

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetproxy.core.residency import Sighting, stays
+from fleetproxy.core.residency import Sighting, intervals, stays
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 SINCE = NOW - timedelta(hours=24)
@@ -69,3 +70,35 @@ def test_two_halves_of_a_window_add_up(found: list[Sighting], hours: int) -> Non
     first = sum(stay.loaded_s for stay in stays([one for one in found if one.at < middle], SINCE, middle))
     second = sum(stay.loaded_s for stay in stays(found, middle, NOW))
     assert abs(whole - first - second) < 1e-6
+
+
+moments = st.lists(
+    st.tuples(st.integers(-30, 30), st.sampled_from(["loaded", "unloaded"]), st.sampled_from(["a", "b"])), max_size=20
+)
+
+
+@given(moments)
+def test_intervals_are_the_stays_one_by_one(seen_at: list[tuple[int, str, str]]) -> None:
+    # Times told apart: of two events of one moment nobody can say which was first.
+    ordered = sorted({hour: (hour, kind, model) for hour, kind, model in seen_at}.values())
+    sightings = [seen(-hour, kind, model) for hour, kind, model in ordered if hour < 0]
+    each = intervals(sightings, SINCE, NOW)
+    for stay in stays(sightings, SINCE, NOW):
+        together = sum(one.seconds for one in each if one.model == stay.model)
+        assert abs(together - stay.loaded_s) < 1e-6
+    for one in each:
+        assert 0 <= one.seconds <= 24 * 3600
+        assert one.unloaded_at is None or one.unloaded_at > one.loaded_at
+    for model in ("a", "b"):
+        own = [one for one in each if one.model == model]
+        assert all(a.unloaded_at and a.unloaded_at <= b.loaded_at for a, b in itertools.pairwise(own))
+
+
+def test_what_came_after_the_window_does_not_end_a_stay_in_it() -> None:
+    (one,) = intervals([seen(10, "loaded"), seen(2, "unloaded")], SINCE, NOW - timedelta(hours=5))
+    assert (one.unloaded_at, one.seconds) == (None, 5 * 3600)
+
+
+def test_what_ended_before_the_window_is_not_in_it() -> None:
+    assert intervals([seen(48, "loaded"), seen(30, "unloaded")], SINCE, NOW) == []
+    assert intervals([seen(48, "loaded"), seen(24, "unloaded")], SINCE, NOW) == []

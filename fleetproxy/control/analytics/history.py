@@ -44,12 +44,13 @@ _SYSTEM_METRICS = """
 MAX_POINTS = 50_000
 #: Every event of the window, and for each model the last one before it: was it loaded when the window began?
 _SIGHTINGS = """
-    SELECT occurred_at, server_id, server, model, event FROM (
-        SELECT id, occurred_at, server_id, server, model, event FROM model_events WHERE occurred_at >= $since
+    SELECT occurred_at, server_id, server, model, event, coalesce(size_bytes, 0), coalesce(vram_bytes, 0),
+        parameter_size, quantization
+    FROM (
+        SELECT * FROM model_events WHERE occurred_at >= $since
         UNION ALL
-        SELECT max_by(id, (occurred_at, id)), max(occurred_at), server_id, max_by(server, (occurred_at, id)), model,
-            max_by(event, (occurred_at, id))
-        FROM model_events WHERE occurred_at < $since GROUP BY server_id, model
+        SELECT * FROM model_events WHERE occurred_at < $since
+        QUALIFY row_number() OVER (PARTITION BY server_id, model ORDER BY occurred_at DESC, id DESC) = 1
     ) WHERE event IN ('loaded', 'unloaded') AND model IS NOT NULL ORDER BY occurred_at, id
 """
 _REQUEST_COUNTS = """

@@ -60,11 +60,14 @@ class Histogram(msgspec.Struct, frozen=True):
         )
 
 
-def _sum(column: str, doc: str) -> Count:
-    return Count("BIGINT", f"least(sum({column}), {_MOST})::BIGINT", doc)
-
-
 _GENERATED = f"FILTER (({GENERATION_MS}) > 0)"
+
+
+def _sum(column: str, doc: str, rows: str = "") -> Count:
+    # `least` would make a sum of nothing the limit.
+    total = f"sum({column}) {rows}"
+    return Count("BIGINT", f"(CASE WHEN {total} > {_MOST} THEN {_MOST} ELSE {total} END)::BIGINT", doc)
+
 
 COUNTS: dict[str, Count] = {
     "requests": Count("BIGINT", "count(*)", "Requests."),
@@ -79,9 +82,7 @@ COUNTS: dict[str, Count] = {
     "queued": Count("BIGINT", "count(*) FILTER (queue_ms > 0)", "Those that waited in line."),
     "queue_sum_ms": Count("DOUBLE", "sum(queue_ms)", "Time they waited, together."),
     "total_sum_ms": Count("DOUBLE", "sum(total_ms)", "Time all requests took, together."),
-    "generated_tokens": Count(
-        "BIGINT", f"least(sum(tokens_out) {_GENERATED}, {_MOST})::BIGINT", "Answer tokens whose writing was timed."
-    ),
+    "generated_tokens": _sum("tokens_out", "Answer tokens whose writing was timed.", _GENERATED),
     "generation_sum_ms": Count("DOUBLE", f"sum({GENERATION_MS}) {_GENERATED}", "Time their writing took."),
     "routed": Count("BIGINT", "count(route_reason)", "Those that were sent to a server by choice."),
     "resident": Count(

@@ -227,7 +227,7 @@ def analytics(cursor: Cursor, window: Window, *, fill: bool = False) -> Row:
 
 
 _NOTHING: Facts = {
-    **{name: None if count.sql.startswith(("sum", "least")) else 0 for name, count in COUNTS.items()},
+    **dict.fromkeys(COUNTS, 0),
     **dict.fromkeys(HISTOGRAMS),
 }
 

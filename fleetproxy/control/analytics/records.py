@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fleetproxy.control.analytics import queries
+from fleetproxy.control.analytics import queries, series
 from fleetproxy.control.analytics.answers import Answer
 from fleetproxy.control.analytics.queries import Window
 from fleetproxy.control.analytics.store import Store
@@ -43,6 +43,11 @@ class Records:
         await self.store.flush()
         window = Window(hours, self._wall_us())
         return await self.store.read(lambda cursor: queries.analytics(cursor, window, fill=fill))
+
+    async def series(self, question: series.Question) -> series.Series:
+        """`GET /api/analytics/series`. Raises BadRequest too."""
+        await self.store.flush()
+        return await self.store.read(lambda cursor: series.ask(cursor, question))
 
     async def ask(self, sql: str) -> Answer:
         """`POST /api/query`. Raises BadQuery too."""

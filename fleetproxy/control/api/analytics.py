@@ -6,6 +6,7 @@ from typing import Any
 
 from litestar import Request, Response, Router, get
 
+from fleetproxy.control.api import series
 from fleetproxy.control.api.guard import USER
 from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, hours
 from fleetproxy.control.api.requests import MAX_HOURS, records_of
@@ -22,4 +23,7 @@ async def analytics(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]
     return Response(found, headers={"cache-control": "no-store"})
 
 
-handlers = [Router(path="/", route_handlers=[analytics], exception_handlers=EXCEPTION_HANDLERS, tags=["records"])]
+handlers = [
+    Router(path="/", route_handlers=[analytics], exception_handlers=EXCEPTION_HANDLERS, tags=["records"]),
+    *series.handlers,
+]

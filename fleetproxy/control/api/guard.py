@@ -47,7 +47,9 @@ POLICIES: frozenset[Policy] = frozenset({"public", "user", "admin", "self-or-adm
 
 COOKIE = "fleet_session"
 #: Shown to this machine's own callers until there is a user or a key.
-_FIRST_LOOK = frozenset({"/api/requests", "/api/analytics", "/api/poll"})
+_FIRST_LOOK = frozenset({
+    "/api/requests", "/api/analytics", "/api/analytics/series", "/api/analytics/residency", "/api/poll",
+})  # fmt: skip
 _KEY_HEADERS = (b"x-ollama-api-key", b"x-api-key")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_KEY_CHARACTERS = 512

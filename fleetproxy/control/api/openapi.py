@@ -240,6 +240,8 @@ def _own(path: str, method: str, handler: BaseRouteHandler, schemas: dict[str, S
     words = " ".join((inspect.getdoc(function) or "").split())
     policy = policy_of(handler) or "admin"
     read = _read(function)
+    # Routes may say more of their parameters than their source does.
+    read.query |= handler.opt.get("parameters", {})
     tags = sorted(getattr(handler, "resolve_tags", frozenset[str])()) or ["state"]
     operation: Schema = {
         "operationId": f"{method.lower()}_{_NO_WORD.sub('_', path).strip('_')}",
@@ -251,7 +253,10 @@ def _own(path: str, method: str, handler: BaseRouteHandler, schemas: dict[str, S
             *({"name": name, "in": "query", "schema": schema} for name, schema in read.query.items()),
         ],
         "responses": {
-            str(getattr(handler, "status_code", 200)): {"description": "Done.", "content": _content(function, path)},
+            str(getattr(handler, "status_code", 200)): {
+                "description": "Done.",
+                "content": _content(function, path, schemas),
+            },
         },
         "security": _SECURITY[policy],
     }
@@ -271,7 +276,7 @@ def _function(handler: BaseRouteHandler) -> Callable[..., Any]:
     return getattr(function, "value", function)
 
 
-def _content(function: Callable[..., Any], path: str) -> Schema:
+def _content(function: Callable[..., Any], path: str, schemas: dict[str, Schema]) -> Schema:
     answer = _hints(function).get("return")
     if get_origin(answer) is Response:
         answer = get_args(answer)[0]
@@ -279,7 +284,7 @@ def _content(function: Callable[..., Any], path: str) -> Schema:
         return {"text/event-stream": {"schema": {"type": "string"}}}
     if answer in (None, type(None), bytes, Any, inspect.Signature.empty):
         return {"application/json": {"schema": {}}}
-    return {"application/json": {"schema": _schema(answer, {})}}
+    return {"application/json": {"schema": _schema(answer, schemas)}}
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
