@@ -39,6 +39,7 @@ from fleetproxy.control.pulls import Pulls
 from fleetproxy.control.registry import Registry
 from fleetproxy.control.state import Store, actions, keys, servers, sessions, upgrade, users
 from fleetproxy.control.state.servers import ServerEntry
+from fleetproxy.control.trial import Client
 from fleetproxy.core.password_policy import password_fault, username_fault
 from fleetproxy.core.table import Principal
 from fleetproxy.errors import Conflict
@@ -75,7 +76,7 @@ class Services:
         settings: Callable[[], Settings],
         fleet: FleetPort,
         records: RecordsPort,
-        caller: Caller,
+        caller: Client,
         transport: Transport | None = None,
         local_key: str | None = None,
         now: Callable[[], datetime] = wall_clock,
@@ -87,7 +88,10 @@ class Services:
         self.settings = settings
         self.fleet = fleet
         self.records = records
-        self.caller = caller
+        self.caller: Caller = caller
+        #: Tries servers out; trials that run.
+        self.trial_client = caller
+        self.trials = 0
         self.now = now
         self.monotonic = monotonic
         self.hasher = Hasher(hashing_cost)
@@ -130,7 +134,7 @@ class Services:
         settings: Callable[[], Settings],
         fleet: FleetPort,
         records: RecordsPort,
-        caller: Caller,
+        caller: Client,
     ) -> Services:
         """Open (create, migrate, repair) the state in the data folder and make everything that stands on it.
 

@@ -14,6 +14,7 @@ from fleetproxy.control import app
 from fleetproxy.control.api import (
     analytics,
     client,
+    dashboard,
     explain,
     fleet,
     live,
@@ -22,6 +23,7 @@ from fleetproxy.control.api import (
     requests,
     routes,
     state,
+    story,
     workers,
 )
 from fleetproxy.control.api.peer import direct, linked
@@ -42,7 +44,9 @@ HANDLERS: list[Any] = [
     *metrics.handlers,
     *state.handlers,
     *client.handlers,
+    *dashboard.handlers,
     *explain.handlers,
+    *story.handlers,
     *live.handlers,
     *workers.handlers,
     *fleet.handlers,

@@ -91,11 +91,9 @@ async def explain_model(request: ExplainRequest) -> dict[str, Any]:
 
 def endpoint_of(path: str) -> Endpoint | None:
     """The endpoint that requests at a path are for; None for paths no server is chosen for."""
-    for method in ("POST", "GET"):
-        endpoint = registry.find(method, path)
-        if endpoint is not None and endpoint.shape in ("relay", "scatter") and endpoint.family in ("llm", "asr"):
-            return endpoint
-    return None
+    found = [endpoint for method in ("POST", "GET") if (endpoint := registry.find(method, path)) is not None]
+    routed = [one for one in found if one.shape in ("relay", "scatter") and one.family in ("llm", "asr")]
+    return routed[0] if routed and len(routed) == len(found) else None
 
 
 def explained(routing: Routing, endpoint: Endpoint, model: str | None, pin: str | None = None) -> dict[str, Any]:

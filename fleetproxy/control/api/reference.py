@@ -9,7 +9,19 @@ from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ControllerRouterHandler
 
-from fleetproxy.control.api import analytics, explain, fleet, live, metrics, query, requests, routes, state, workers
+from fleetproxy.control.api import (
+    analytics,
+    explain,
+    fleet,
+    live,
+    metrics,
+    query,
+    requests,
+    routes,
+    state,
+    story,
+    workers,
+)
 from fleetproxy.control.api.guard import policy_of
 
 _HEAD = """\
@@ -40,7 +52,7 @@ the same origin; bodies must be `application/json`.
 
 def every_handler() -> list[ControllerRouterHandler]:
     """The routes of every part of control."""
-    parts = (requests, analytics, query, metrics, state, explain, live, workers, fleet)
+    parts = (requests, analytics, query, metrics, state, explain, story, live, workers, fleet)
     return [*routes.HANDLERS, *(handler for part in parts for handler in part.handlers)]
 
 

@@ -15,22 +15,30 @@ from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, MAX_BODY_BYTES, b
 from fleetproxy.control.services import Services, services_of
 from fleetproxy.control.state import servers
 from fleetproxy.control.state.servers import ServerEntry
+from fleetproxy.control.trial import PROMPT, Trial, Trier
+from fleetproxy.control.trial import shown as shown_trial
+from fleetproxy.core.backend import Backend, Kind
 from fleetproxy.core.destination import forbidden
-from fleetproxy.errors import BackendError, BadRequest, PathUnknown
+from fleetproxy.errors import BackendError, BadRequest, PathUnknown, RateLimited
 from fleetproxy.settings import Server
-from fleetproxy.settings.servers import BadAddress, is_loopback, parse_url
+from fleetproxy.settings.servers import BadAddress, is_loopback, parse_url, to_backend
 
 _log = log.get("control.servers")
 
 FleetRequest = Request[Identity, Any, Any]
 
 RESOLVE_S = 3.0
+#: Servers tried at once.
+MAX_TRIALS = 8
+TRIAL_FAULT = "url required; model and prompt are texts, the other fields those of a server"
 ADD_FAULT = "name and url required; url is http(s)://host[:port][/prefix], kind is ollama or openai"
 
 _Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 _Gigabytes = Annotated[float, Meta(gt=0, le=1_000_000)]
 _Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 _Text = Annotated[str, Meta(max_length=1024)]
+_Model = Annotated[str, Meta(min_length=1, max_length=256)]
+_Prompt = Annotated[str, Meta(min_length=1, max_length=2000)]
 UNSET = msgspec.UNSET
 Unset = msgspec.UnsetType
 
@@ -75,6 +83,16 @@ _FIELDS = (
 
 class NewServer(Changes, kw_only=True, rename="camel"):
     name: _Name
+
+
+class TrialOfKnown(msgspec.Struct, kw_only=True, rename="camel"):
+    model: _Model | None = None
+    prompt: _Prompt = PROMPT
+
+
+class TrialOfNew(Changes, kw_only=True, rename="camel"):
+    model: _Model | None = None
+    prompt: _Prompt = PROMPT
 
 
 @post("/api/servers", opt=ADMIN, status_code=201)
@@ -138,6 +156,59 @@ async def remove_server(request: FleetRequest, server_id: FromPath[str]) -> Resp
     return Response({"ok": True})
 
 
+@post("/api/servers/test", opt=ADMIN, status_code=200)
+async def try_server(request: FleetRequest) -> dict[str, Any]:
+    """Try a server that is not in the fleet (yet): is it there, of which kind, with which models; with `model`, does it
+    answer. Nothing is kept.
+    """
+    services = services_of(request)
+    asked = await body(request, TrialOfNew, TRIAL_FAULT)
+    fields = asked.fields()
+    if not fields.get("url"):
+        raise BadRequest(TRIAL_FAULT)
+    kinds: tuple[Kind, ...] = (fields["kind"],) if "kind" in fields else ()
+    trier = Trier(services.trial_client)
+    try:
+        server = msgspec.convert({**fields, "name": "trial"}, Server)
+        await check_address(services, server)
+        backend = to_backend(server, id=0, column=-1)
+    except msgspec.ValidationError:
+        raise BadRequest(TRIAL_FAULT) from None
+    except (BadAddress, BadRequest) as error:
+        trier.step("address", False, str(error))
+        return shown_trial(Trial(ok=False, steps=tuple(trier.steps)))
+    trier.step("address", True, f"{backend.scheme}://{backend.authority}{backend.path_prefix}")
+    return await _try(services, trier, backend, kinds, asked)
+
+
+@post("/api/servers/{server_id:str}/test", opt=ADMIN, status_code=200)
+async def try_known_server(request: FleetRequest, server_id: FromPath[str]) -> dict[str, Any]:
+    """Try a server of the fleet, also one that is disabled or draining: is it there, what has it; with `model`, does it
+    answer.
+    """
+    services = services_of(request)
+    number = path_id(server_id, "server ID")
+    asked = await body(request, TrialOfKnown, TRIAL_FAULT) if await request.body() else TrialOfKnown()
+    backend = next((one for one, _ in services.fleet.backends() if one.id == number), None)
+    if backend is None or backend.kind == "worker":
+        raise PathUnknown("Server not found")
+    trier = Trier(services.trial_client)
+    trier.step("address", True, f"{backend.scheme}://{backend.authority}{backend.path_prefix}")
+    return await _try(services, trier, backend, (backend.kind,), asked)
+
+
+async def _try(
+    services: Services, trier: Trier, backend: Backend, kinds: tuple[Kind, ...], asked: TrialOfKnown | TrialOfNew
+) -> dict[str, Any]:
+    if services.trials >= MAX_TRIALS:
+        raise RateLimited("Too many servers are being tried at once; try again in a moment")
+    services.trials += 1
+    try:
+        return shown_trial(await trier.run(backend, kinds, asked.model, asked.prompt))
+    finally:
+        services.trials -= 1
+
+
 async def check_address(services: Services, server: Server) -> None:
     """Refuse places no server of a fleet is at. Raises BadRequest."""
     try:
@@ -179,7 +250,7 @@ def _changed(asked: Changes, fields: dict[str, Any]) -> list[str]:
 handlers = [
     Router(
         path="/",
-        route_handlers=[add_server, change_server, remove_server],
+        route_handlers=[add_server, try_server, try_known_server, change_server, remove_server],
         exception_handlers=EXCEPTION_HANDLERS,
         request_max_body_size=MAX_BODY_BYTES,
         tags=["servers"],

@@ -87,7 +87,7 @@ class Live:
         #: Watchers let go because they did not read; refused; frames made; requests told and left out.
         self.counts: Counter[str] = Counter()
         self.watchers: Counter[str] = Counter()
-        self._hosts = hosts
+        self.hosts = hosts
         self._wall = wall
         self._clock = clock
         self._ring: deque[Frame] = deque()
@@ -195,7 +195,7 @@ class Live:
             self._skipped = 0
         if not ended and not skipped:
             return None
-        hosts = self._hosts()
+        hosts = self.hosts()
         self.counts["requests"] += len(ended)
         self.counts["requests_skipped"] += skipped
         return {"rows": [request(record, hosts) for record in ended], "skipped": skipped}
