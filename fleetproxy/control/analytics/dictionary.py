@@ -1,6 +1,10 @@
-"""The reference page of the store's tables, made from `schema.py`; `docs/generate.py` writes it."""
+"""What the store's tables and views are: as a reference page (`docs/generate.py` writes it), and for the SQL page."""
 
 from __future__ import annotations
+
+from typing import Any
+
+import msgspec
 
 from fleetproxy.control.analytics import schema
 
@@ -11,6 +15,41 @@ _HEAD = """\
 Times are UTC. Units are in the names. `NULL` means not known, or does not apply. Inside a major version columns are
 added, never renamed.
 """
+
+
+class Field(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+    doc: str | None
+
+
+class Relation(msgspec.Struct, frozen=True):
+    """A table or a view, as the SQL page shows it."""
+
+    name: str
+    #: "table" or "view".
+    kind: str
+    doc: str
+    #: About so many; None of a view.
+    rows: int | None
+    columns: list[Field]
+
+
+_COLUMNS = """SELECT table_name, column_name, data_type, comment FROM duckdb_columns()
+WHERE schema_name = 'main' AND NOT internal ORDER BY table_name, column_index"""
+_SIZES = "SELECT table_name, estimated_size FROM duckdb_tables() WHERE schema_name = 'main'"
+
+
+def relations(cursor: Any) -> list[Relation]:
+    """Every table and view, as the file has them: ours by our names, with what our words say of them."""
+    columns: dict[str, list[Field]] = {}
+    for table, name, kind, comment in cursor.execute(_COLUMNS).fetchall():
+        columns.setdefault(table, []).append(Field(name, kind, comment))
+    sizes = dict(cursor.execute(_SIZES).fetchall())
+    return [
+        *(Relation(t.name, "table", t.doc, sizes.get(t.name, 0), columns.get(t.name, [])) for t in schema.TABLES),
+        *(Relation(view.name, "view", view.doc, None, columns.get(view.name, [])) for view in schema.VIEWS),
+    ]
 
 
 def page() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fleetproxy.control.analytics import queries, series
 from fleetproxy.control.analytics.answers import Answer
+from fleetproxy.control.analytics.dictionary import Relation, relations
 from fleetproxy.control.analytics.queries import Window
 from fleetproxy.control.analytics.store import Store
 
@@ -48,6 +49,10 @@ class Records:
         """`GET /api/analytics/series`. Raises BadRequest too."""
         await self.store.flush()
         return await self.store.read(lambda cursor: series.ask(cursor, question))
+
+    async def tables(self) -> list[Relation]:
+        """`GET /api/query/tables`."""
+        return await self.store.read(relations)
 
     async def ask(self, sql: str) -> Answer:
         """`POST /api/query`. Raises BadQuery too."""

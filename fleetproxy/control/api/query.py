@@ -10,6 +10,7 @@ import orjson
 from litestar import Request, Response, Router, post
 
 from fleetproxy.control.analytics.answers import as_csv
+from fleetproxy.control.api import saved_queries
 from fleetproxy.control.api.guard import ADMIN
 from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, MAX_BODY_BYTES, body
 from fleetproxy.control.api.requests import records_of
@@ -62,5 +63,6 @@ handlers = [
         exception_handlers=EXCEPTION_HANDLERS,
         request_max_body_size=MAX_BODY_BYTES,
         tags=["records"],
-    )
+    ),
+    *saved_queries.handlers,
 ]

@@ -235,3 +235,20 @@ class DiscoveryRow(Table):
     model_size_bytes: Mapped[int] = mapped_column(BigInteger)
     first_seen_server_name: Mapped[str]
     discovered_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class SavedQueryRow(Table):
+    """SQL that an administrator keeps."""
+
+    __tablename__ = "saved_queries"
+    __table_args__ = (Index(None, "user_id", "name"), NEVER_REUSED)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    #: None: its owner is gone, or was a key that belongs to nobody.
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    name: Mapped[str]
+    description: Mapped[str | None]
+    sql: Mapped[str]
+    is_shared: Mapped[bool]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]

@@ -18,9 +18,9 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect, text
 
 #: The newest schema this version knows (the last file in `migrations/versions`).
-HEAD = "0001"
+HEAD = "0002"
 #: Every schema this version can start from.
-KNOWN = ("0001",)
+KNOWN = ("0001", "0002")
 #: Daily copies kept; copies made before a migration are never deleted by us.
 DAILY_KEPT = 7
 

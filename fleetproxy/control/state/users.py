@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
+from fleetproxy.control.state import queries
 from fleetproxy.control.state.tables import SessionRow, UserRow
 from fleetproxy.errors import Conflict, PathUnknown
 
@@ -90,11 +91,12 @@ def rehash(session: Session, user_id: int, old_hash: str, new_hash: str) -> None
 
 
 def remove(session: Session, user_id: int) -> User:
-    """Delete a user with sessions, keys, chats and subscriptions. The record of past requests keeps the name."""
+    """Delete a user with everything that is theirs alone. The record of past requests keeps the name."""
     row = _existing(session, user_id)
     if row.is_admin:
         _keep_an_admin(session)
     user = _value(row)
+    queries.forget_private(session, user_id)
     session.delete(row)
     session.flush()
     return user
