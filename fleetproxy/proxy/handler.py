@@ -20,7 +20,7 @@ from fleetproxy.errors import (
     Unauthorized,
 )
 from fleetproxy.listen import Receive, Scope, Send
-from fleetproxy.proxy import answers, doors
+from fleetproxy.proxy import answers, doors, linger
 from fleetproxy.proxy.body import read_announced, read_chunked
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.forms import Forms
@@ -195,12 +195,14 @@ class Handler:
             return  # without a final piece: the server aborts the connection
         exchange.status = error.status
         self._plane.recorder.put(exchange)
+        stays = await linger.before(exchange)
         await answers.refuse(
             exchange.send,
             exchange.endpoint.voice,
             error,
             exchange.request_id,
             head_only=exchange.method == "HEAD",
-            draining=self._plane.draining,
+            draining=self._plane.draining or not stays,
             extra=self._relay.explain_headers(exchange),
         )
+        await linger.after(exchange)

@@ -31,7 +31,7 @@ from fleetproxy.families import mcp
 from fleetproxy.families.mcp import errors as rpc_errors
 from fleetproxy.families.mcp import rpc
 from fleetproxy.listen import Receive, Scope, Send
-from fleetproxy.proxy import answers, doors
+from fleetproxy.proxy import answers, doors, linger
 from fleetproxy.proxy.body import read_announced, read_chunked
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.plane import Plane
@@ -216,10 +216,11 @@ class Mcp:
         exchange.status = rpc_errors.status(error)
         plane.recorder.put(exchange)
         plane.counters[f"mcp_refused:{error.code}"] += 1
-        close = plane.draining or not exchange.body_read
+        close = not await linger.before(exchange) or plane.draining
         headers = answers.refusal_headers(error, exchange.request_id, draining=close)
         body = rpc_errors.body(error, identity, exchange.request_id)
         await answers.respond(exchange.send, exchange.status, headers, body)
+        await linger.after(exchange)
 
 
 def _read(exchange: Exchange, body: bytes) -> rpc.Envelope | None:

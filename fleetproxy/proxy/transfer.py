@@ -27,7 +27,7 @@ from fleetproxy.errors import (
 )
 from fleetproxy.families import transfer
 from fleetproxy.listen import Receive, Scope, Send
-from fleetproxy.proxy import answers, doors
+from fleetproxy.proxy import answers, doors, linger
 from fleetproxy.proxy.body import pieces_of
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.plane import Plane
@@ -302,8 +302,9 @@ class Transfer:
         exchange.fail(error, "backend_error" if error.side == "backend" else "refused")
         exchange.status = error.status
         recorder.put(exchange)
-        close = self._plane.draining or not exchange.body_read
+        close = not await linger.before(exchange) or self._plane.draining
         await answers.refuse(exchange.send, "word", error, exchange.request_id, draining=close)
+        await linger.after(exchange)
 
     def _drain(self) -> None:
         """We are leaving: who still waits for the other end can do so elsewhere."""
