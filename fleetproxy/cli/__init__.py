@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "Run the proxy, its dashboard and its store"),
     "demo": ("demo", "Run it with a made-up fleet and traffic, to look around"),
     "worker": ("worker", "Dial in to a fleetproxy with the backend beside this machine"),
+    "init": ("init", "Write a configuration file to begin with"),
+    "migrate": ("migrate", "Make a configuration out of that of another program"),
     "config": ("config", "Check or show the configuration, print its schema"),
     "doctor": ("doctor", "Look for what is wrong, and say how to mend it"),
     "status": ("status", "How the fleet is, at one glance"),

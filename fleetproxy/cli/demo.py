@@ -7,6 +7,7 @@ import asyncio
 import sys
 
 from fleetproxy.cli import FAILED, OK
+from fleetproxy.cli.browser import add_browser, show
 from fleetproxy.cli.options import parser
 from fleetproxy.testing.demo import Failed, Plan
 from fleetproxy.testing.demo import run as run_demo
@@ -31,6 +32,7 @@ def run(words: list[str]) -> int:
     options.add_argument("--speed", type=_speed, default=1.0, help="servers and traffic this many times as fast (1)")
     options.add_argument("--no-traffic", action="store_true", help="leave the asking to you")
     options.add_argument("--duration", type=float, metavar="S", help="end by itself after so many seconds")
+    add_browser(options)
     asked = options.parse_args(words)
     plan = Plan(
         port=asked.port,
@@ -40,7 +42,7 @@ def run(words: list[str]) -> int:
         duration_s=asked.duration,
     )
     try:
-        asyncio.run(run_demo(plan, _say))
+        asyncio.run(run_demo(plan, _say, show if asked.browser else lambda dashboard: None))
     except Failed as error:
         sys.stderr.write(f"fleetproxy: {error}\n")
         return FAILED

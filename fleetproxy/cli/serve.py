@@ -7,6 +7,7 @@ import sys
 
 from fleetproxy import log
 from fleetproxy.cli import FAILED, OK
+from fleetproxy.cli.browser import add_browser, show
 from fleetproxy.cli.options import add_settings, complain, parser, reader
 from fleetproxy.folders import FolderError
 from fleetproxy.ports import PortTaken
@@ -32,7 +33,9 @@ def run(words: list[str]) -> int:
     """Exit code 0 after a clean stop, 1 when it cannot start, 6 for a configuration that is no good."""
     options = parser("serve", examples=_EXAMPLES, says=_SAYS)
     add_settings(options)
-    read = reader(options.parse_args(words))
+    add_browser(options)
+    asked = options.parse_args(words)
+    read = reader(asked)
     try:
         loaded = read()
     except (ConfigError, FolderError) as error:
@@ -41,7 +44,10 @@ def run(words: list[str]) -> int:
     for note in loaded.notes:
         log.get("config").info("%s", note)
     try:
-        asyncio.run(Supervisor(loaded.settings, lambda: read().settings).run())
+        supervisor = Supervisor(loaded.settings, lambda: read().settings)
+        if asked.browser:
+            supervisor.on_ready = show
+        asyncio.run(supervisor.run())
     except (StartFailed, FolderError, PortTaken) as error:
         sys.stderr.write(f"fleetproxy: {error}\n")
         return FAILED

@@ -1,0 +1,1 @@
+"""Making a configuration of ours out of those of the programs people come from."""
