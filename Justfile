@@ -74,6 +74,23 @@ faults-full *words:
 bench *words:
     {{python}} -m bench {{words}}
 
+# Load tests (loadtests/README.md) on a fake fleet at two proxy processes; words after it go to them and to Locust.
+# Everything once, 30 s.
+load-smoke *words:
+    {{python}} -m loadtests smoke {{words}}
+
+# As many users to the end, 2 minutes.
+load-steady *words:
+    {{python}} -m loadtests steady {{words}}
+
+# Four times as many users at once, twice, 2 minutes.
+load-spike *words:
+    {{python}} -m loadtests spike {{words}}
+
+# Slow waves of users, an hour.
+load-soak *words:
+    {{python}} -m loadtests soak {{words}}
+
 # Write the reference pages that are made from the code.
 docs:
     {{python}} docs/generate.py
