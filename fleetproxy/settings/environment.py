@@ -12,10 +12,11 @@ import msgspec
 from fleetproxy.settings.fields import Field
 from fleetproxy.settings.layers import shown
 
-#: FLEETPROXY_* names that are no settings: the file to read, whom the command line calls (URL, KEY), those of tests and
-#: bench, and what Kubernetes makes of a service called fleetproxy (FLEETPROXY_SERVICE_HOST, ..._PORT_11434_TCP_ADDR).
+#: FLEETPROXY_* names that are no settings: the file to read, whom the command line calls (URL, KEY), those of tests,
+#: builds and bench, and what Kubernetes makes of a service called fleetproxy (FLEETPROXY_SERVICE_HOST, ..._PORT_11434_TCP_ADDR).
 NOT_SETTINGS = re.compile(
-    r"FLEETPROXY_(CONFIG|URL|KEY(_FILE)?|(TEST|FAULT|BENCH)_.*|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT_\d+_(TCP|UDP)(_.*)?)"
+    r"FLEETPROXY_(CONFIG|URL|KEY(_FILE)?|(TEST|FAULT|BENCH|BUILD)_.*"
+    r"|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT_\d+_(TCP|UDP)(_.*)?)"
 )
 #: FLEETPROXY_PORT as Kubernetes writes it.
 KUBERNETES_PORT = re.compile(r"(tcp|udp)://.*")

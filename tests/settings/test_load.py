@@ -408,3 +408,7 @@ def test_a_servers_authorities_must_be_certificates(tmp_path: Path) -> None:
         read(tmp_path, text)
     (tmp_path / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
     assert read(tmp_path, text).settings.servers[0].tls_ca_file
+
+
+def test_variables_of_builds_and_tests_are_no_settings(tmp_path: Path) -> None:
+    load(environment={"FLEETPROXY_BUILD_DASHBOARD": "0", "FLEETPROXY_TEST_ALL": "1"}, folder=tmp_path)
