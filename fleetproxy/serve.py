@@ -41,7 +41,7 @@ from fleetproxy.notify import notify, watchdog_s
 from fleetproxy.process import KINDS
 from fleetproxy.settings import Settings
 from fleetproxy.settings.fixed import keep_fixed
-from fleetproxy.settings.servers import parse_listen, public_url
+from fleetproxy.settings.servers import dashboard_url, parse_listen, public_url
 
 START_TRIES = 3
 #: Proxies start when control answers, or after this: they can serve without it, once they have a snapshot.
@@ -86,6 +86,8 @@ class Supervisor:
     ) -> None:
         self.settings = settings
         self.url = ""
+        #: Called with the dashboard's address once everything serves.
+        self.on_ready: Callable[[str], None] = lambda dashboard: None
         self.children: list[Child] = []
         self._kinds = kinds
         self._reread = reread
@@ -218,7 +220,10 @@ class Supervisor:
     def _say_ready(self) -> None:
         count = len(self.settings.servers)
         fleet = f"{count} server{'' if count == 1 else 's'}" if count else "no servers yet"
-        _say(f"fleetproxy is ready: {self.url} ({fleet})\n")
+        dashboard = dashboard_url(self.settings, self.url)
+        _say(f"fleetproxy is ready: {self.url} ({fleet}){f', dashboard: {dashboard}' if dashboard else ''}\n")
+        if dashboard:
+            self.on_ready(dashboard)
         notify(f"READY=1\nSTATUS=Serving {fleet} at {self.url}\nMAINPID={os.getpid()}")
 
     async def _until(self, done: Callable[[], bool], timeout_s: float) -> bool:

@@ -118,6 +118,17 @@ def public_url(settings: Settings) -> str:
     return f"{'https' if settings.tls.cert else 'http'}://{host}:{settings.port}"
 
 
+def dashboard_url(settings: Settings, url: str) -> str | None:
+    """Where the dashboard is: on the public address `url`, or on one of its own; None when it is on neither."""
+    if settings.dashboard.on_public_port:
+        return f"{url}/dashboard/"
+    if not settings.dashboard.listen:
+        return None
+    host, port = parse_listen(settings.dashboard.listen, settings.host)
+    own = msgspec.structs.replace(settings, host=host, port=port)
+    return f"{public_url(own)}/dashboard/"
+
+
 def short_server(text: str) -> dict[str, str]:
     """`[name=][openai+]url` as the keys of a server. Without a name the host and port are the name.
 

@@ -69,8 +69,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float | None = None
 
 
-async def run(plan: Plan, say: Callable[[str], None]) -> None:
-    """Run the demo until Ctrl-C, SIGTERM, or its time is over. Failed when it cannot start."""
+async def run(plan: Plan, say: Callable[[str], None], ready: Callable[[str], None] = lambda dashboard: None) -> None:
+    """Run the demo until Ctrl-C, SIGTERM, or its time is over; `ready` is given the dashboard's address.
+
+    Raises Failed when it cannot start.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -90,6 +93,7 @@ async def run(plan: Plan, say: Callable[[str], None]) -> None:
         if not stop.is_set():
             password = await _admin(port)
             say(_card(plan, port, password, folder))
+            ready(f"http://127.0.0.1:{port}/dashboard/")
             await _live(plan, port, fakes, stop, serve)
     finally:
         if serve is not None:
@@ -248,8 +252,9 @@ def _card(plan: Plan, port: int, password: str, folder: Path) -> str:
     return f"""\
 fleetproxy demo: {len(FLEET)} made-up servers ({names}), seed {plan.seed}, traffic {"on" if plan.traffic else "off"}
 
+  dashboard  {url}/dashboard/   (login: demo, password: {password})
   proxy      {url}
-  state      {url}/state, API {url}/api/client/   (dashboard API login: demo, password: {password})
+  API        {url}/api/client/
 
   export OLLAMA_HOST={url}
   export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=demo

@@ -82,7 +82,7 @@ def test_the_demo_lives_and_leaves_nothing(demo: Demo) -> None:
         "export OPENAI_BASE_URL=",
         "export ANTHROPIC_BASE_URL=",
         "curl http",
-        "/state",
+        "/dashboard/",
     ):
         assert expected in text
     command = next(line.strip() for line in text.splitlines() if line.strip().startswith("curl"))
