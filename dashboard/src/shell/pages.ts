@@ -31,6 +31,15 @@ export const PAGES: readonly Page[] = [
     group: 'Now',
     load: () => import('$/pages/fleet/index.svelte'),
   },
+  {
+    id: 'schedule',
+    path: '/schedule',
+    title: 'Schedule',
+    icon: 'schedule',
+    key: 's',
+    group: 'Plan',
+    load: () => import('$/pages/schedule/index.svelte'),
+  },
 ]
 
 /** Beside the pages: what else fleetproxy serves. */
