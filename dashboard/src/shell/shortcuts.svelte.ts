@@ -9,7 +9,8 @@ export interface Shortcut {
   does: string
   /** Heading on the sheet. */
   group: string
-  run: (event: KeyboardEvent) => void
+  /** Without it the key is only told of: what has the focus acts on it by itself. */
+  run?: (event: KeyboardEvent) => void
   /** Works in text fields and dialogs too. */
   everywhere?: boolean
 }
@@ -37,14 +38,14 @@ addEventListener('keydown', (event) => {
   const mod = event.ctrlKey || event.metaKey
   const key = mod ? `mod+${event.key.toLowerCase()}` : event.key
   const busy = typing(event.target) || document.querySelector('dialog:modal') !== null
-  const open = declared.filter((one) => one.everywhere || !busy)
+  const open = declared.filter((one) => one.run && (one.everywhere || !busy))
   const previous = begun && event.timeStamp - begun.at_ms < SEQUENCE_MS ? begun.key : null
   begun = null
   const found =
     (previous !== null && open.find((one) => one.keys === `${previous} ${key}`)) || open.find((one) => one.keys === key)
   if (found) {
     event.preventDefault()
-    found.run(event)
+    found.run?.(event)
   } else if (!mod && open.some((one) => one.keys.startsWith(`${key} `))) {
     begun = { key, at_ms: event.timeStamp }
   }
