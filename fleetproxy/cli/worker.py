@@ -1,4 +1,4 @@
-"""`fleetproxy worker llm|asr|mcp`"""
+"""`fleetproxy worker llm|asr|mcp|metrics`"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 
-from fleetproxy.cli import BAD_CONFIG, USAGE
+from fleetproxy.cli import BAD_CONFIG, USAGE, worker_metrics
 from fleetproxy.cli.options import parser
 from fleetproxy.worker.options import BadOption, Family, resolve, variables
 
@@ -15,7 +15,8 @@ _EXAMPLES = """\
   fleetproxy worker llm --server-url ws://10.0.0.9:11434 --base-url http://127.0.0.1:8000/v1
   fleetproxy worker asr --server-url wss://fleet.example --base-url http://127.0.0.1:5002/v1
   fleetproxy worker mcp --server-url wss://fleet.example --provider-url http://127.0.0.1:7777/mcp
-  fleetproxy worker mcp --server-url wss://fleet.example --client-id git -- uvx mcp-server-git"""
+  fleetproxy worker mcp --server-url wss://fleet.example --client-id git -- uvx mcp-server-git
+  fleetproxy worker metrics                      (this machine's metrics; --help has its options)"""
 
 _SAYS = """\
 Put a backend behind a NAT into a fleet: dial in to a fleetproxy (or an nfrx server), and
@@ -26,11 +27,13 @@ _FAMILIES: dict[str, Family] = {"llm": "llm", "asr": "asr", "mcp": "mcp"}
 
 
 def run(words: list[str]) -> int:
+    if words and words[0] == "metrics":
+        return worker_metrics.run(words[1:])
     if not words or words[0] not in _FAMILIES:
         if words and words[0] in {"-h", "--help"}:
             words = ["llm", "--help"]
         else:
-            sys.stderr.write("fleetproxy worker: wants llm, asr or mcp; see `fleetproxy worker --help`\n")
+            sys.stderr.write("fleetproxy worker: wants llm, asr, mcp or metrics; see `fleetproxy worker --help`\n")
             return USAGE
     family = _FAMILIES[words[0]]
     command: list[str] = []

@@ -19,6 +19,7 @@ from fleetproxy.control.analytics.rows import ServerEvent, SystemMetrics
 from fleetproxy.control.fleet import Member, Pen
 from fleetproxy.control.poller import Client
 from fleetproxy.core.backend import Backend
+from fleetproxy.core.exporter import Ticks, read_node_exporter
 from fleetproxy.core.machine import Machine, Report, cause, new_boots, read
 from fleetproxy.errors import BackendError
 
@@ -31,6 +32,8 @@ TIMEOUT_S = 3.0
 AT_ONCE = 32
 #: Rounds in which a machine is left alone after nothing useful answered at the usual port.
 LEFT_ALONE = 30
+#: What the store keeps of a machine.
+_KEPT = frozenset(SystemMetrics.__struct_fields__)
 #: What an agent said is shown this long.
 SHOWN_S = 300.0
 
@@ -47,6 +50,7 @@ class Agents:
         path: Path,
         *,
         interval_s: Callable[[], float],
+        key: Callable[[], str | None] = lambda: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
@@ -54,10 +58,12 @@ class Agents:
         self._journal = journal
         self._path = path
         self._interval_s = interval_s
+        self._key = key
         self._wall = wall
         self._boots: dict[int, tuple[str, ...]] = _known_boots(path)
         self._latest: dict[str, tuple[float, Machine]] = {}
         self._alone: dict[str, int] = {}
+        self._ticks: dict[str, Ticks | None] = {}
         self._asked: set[str] = set()
 
     async def run(self) -> None:
@@ -84,6 +90,7 @@ class Agents:
             await self._client.forget(_agent_name(name))
             self._latest.pop(name, None)
             self._alone.pop(name, None)
+            self._ticks.pop(name, None)
         self._asked = here
 
     def shown(self) -> Mapping[str, Mapping[str, Any]]:
@@ -104,16 +111,28 @@ class Agents:
 
     async def _report(self, member: Member) -> Report | None:
         try:
-            reply = await self._client.get(_agent(member), "/metrics", TIMEOUT_S)
+            reply = await self._client.get(_agent(member, self._key()), "/metrics", TIMEOUT_S)
         except BackendError:
             return None
-        return read(reply.body) if 200 <= reply.status < 300 else None
+        if not 200 <= reply.status < 300:
+            return None
+        return read(reply.body) or self._of_exporter(member.backend.name, reply.body)
+
+    def _of_exporter(self, name: str, body: bytes) -> Report | None:
+        """Prometheus' node_exporter is found at that port; it counts processor time: two answers tell a share."""
+        found = read_node_exporter(body)
+        if found is None:
+            return None
+        report, ticks = found
+        before, self._ticks[name] = self._ticks.get(name), ticks
+        percent = ticks.percent_since(before) if ticks is not None else None
+        return Report(msgspec.structs.replace(report.machine, cpu_percent=percent), report.causes)
 
     def _take_in(self, backend: Backend, report: Report) -> None:
         now_s, machine = self._wall(), report.machine
         now_us = int(now_s * 1_000_000)
         self._latest[backend.name] = (now_s, machine)
-        facts = msgspec.structs.asdict(machine)
+        facts = {name: value for name, value in msgspec.structs.asdict(machine).items() if name in _KEPT}
         self._journal.put(SystemMetrics(polled_at_us=now_us, server_id=backend.id, server=backend.name, **facts))
         fresh = new_boots(self._boots.get(backend.id), machine.recent_boots)
         if fresh:
@@ -149,6 +168,9 @@ def shown(machine: Machine) -> dict[str, Any]:
         "diskTotalGb": _whole(machine.disk_total_gb),
         "diskUsedGb": _whole(machine.disk_used_gb),
         "recentBoots": list(machine.recent_boots),
+        # Ours.
+        "gpuMemTotalMb": _whole(machine.gpu_mem_total_mb),
+        "gpuMemUsedMb": _whole(machine.gpu_mem_used_mb),
     }
 
 
@@ -160,11 +182,18 @@ def _agent_name(name: str) -> str:
     return f"{name} (agent)"
 
 
-def _agent(member: Member) -> Backend:
-    """The agent as a server to be asked: same machine, its own port, plain, without our key."""
+def _agent(member: Member, key: str | None) -> Backend:
+    """The agent as a server to be asked: same machine, its own port, plain; with its own key, never the server's."""
     backend = member.backend
     port = USUAL_PORT if member.metrics_port is None else member.metrics_port
-    return Backend(name=_agent_name(backend.name), id=backend.id, column=backend.column, host=backend.host, port=port)
+    return Backend(
+        name=_agent_name(backend.name),
+        id=backend.id,
+        column=backend.column,
+        host=backend.host,
+        port=port,
+        api_key=key,
+    )
 
 
 def _known_boots(path: Path) -> dict[int, tuple[str, ...]]:

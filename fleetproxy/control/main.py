@@ -123,6 +123,7 @@ class Control:
             self.told,
             data / "boots.json",
             interval_s=lambda: process.settings.poll.interval_s,
+            key=lambda: process.settings.poll.agent_key,
         )
         self.link = LinkServer(runtime / "link.sock", self.hear, expected=_processes(process.settings))
         self.link.on_leave = self.left

@@ -6,7 +6,8 @@ causes of a reboot under the boot's own text or under `last`. All of that is rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 MAX_BOOTS = 20
 MAX_TEXT_CHARACTERS = 256
 _MAX_NUMBER = 1e15
+SAME_BOOT = timedelta(minutes=2)
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +36,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     uptime_s: float | None = None
     disk_total_gb: float | None = None
     disk_used_gb: float | None = None
+    #: Of all graphics cards together; agents of ours tell, the store does not keep it.
+    gpu_mem_total_mb: float | None = None
+    gpu_mem_used_mb: float | None = None
     #: As the agent writes them, newest first.
     recent_boots: tuple[str, ...] = ()
 
@@ -76,6 +81,8 @@ def read(body: bytes) -> Report | None:
         uptime_s=_number(said.get("uptime_seconds")),
         disk_total_gb=_number(disk.get("total_gb")),
         disk_used_gb=_number(disk.get("used_gb")),
+        gpu_mem_total_mb=_number(_mapping(said.get("gpu_memory")).get("total_mb")),
+        gpu_mem_used_mb=_number(_mapping(said.get("gpu_memory")).get("used_mb")),
         recent_boots=_texts(said.get("recent_boots")),
     )
     causes = {
@@ -85,8 +92,27 @@ def read(body: bytes) -> Report | None:
 
 
 def new_boots(before: tuple[str, ...] | None, now: tuple[str, ...]) -> tuple[str, ...]:
-    """Boots that were not there at the last answer; none when there was no last answer."""
-    return () if before is None else tuple(boot for boot in now if boot not in before)
+    """Boots that were not there at the last answer; none when there was no last answer.
+
+    The moment of a boot is computed from clocks that are set now and then: near ones are the same.
+    """
+    if before is None:
+        return ()
+    known = [at for at in map(_moment, before) if at is not None]
+    return tuple(boot for boot in now if boot not in before and not _near(_moment(boot), known))
+
+
+def _moment(boot: str) -> datetime | None:
+    """The instant of a boot told in ISO 8601 with a zone; other texts are only texts."""
+    try:
+        at = datetime.fromisoformat(boot)
+    except ValueError:
+        return None
+    return at if at.tzinfo is not None else None
+
+
+def _near(at: datetime | None, known: Iterable[datetime]) -> bool:
+    return at is not None and any(abs(at - other) <= SAME_BOOT for other in known)
 
 
 def cause(report: Report, boot: str) -> str | None:

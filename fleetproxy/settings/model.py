@@ -209,6 +209,8 @@ class Poll(Section, frozen=True, kw_only=True):
     offline_threshold: Positive = 3
     #: Good polls in a row after which it is online again.
     online_threshold: Positive = 2
+    #: Sent (as a Bearer token) to the metrics agents on the servers' machines: `fleetproxy worker metrics` wants one.
+    agent_key: Secret | None = None
 
 
 class Queue(Section, frozen=True, kw_only=True):

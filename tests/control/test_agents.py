@@ -81,7 +81,8 @@ async def test_what_an_agent_says_is_written_down_and_shown(site: Site) -> None:
     assert (shown["memTotalMb"], shown["loadAvg"], shown["cpuTempC"]) == (64000, [1.0, 2.0, 3.0], None)
     assert set(shown) == {
         "cpuTempC", "gpuTempC", "cpuPercent", "gpuPercent", "memTotalMb", "memUsedMb", "memAvailableMb", "swapTotalMb",
-        "swapUsedMb", "loadAvg", "uptimeSeconds", "diskTotalGb", "diskUsedGb", "recentBoots",
+        "swapUsedMb", "loadAvg", "uptimeSeconds", "diskTotalGb", "diskUsedGb", "recentBoots", "gpuMemTotalMb",
+        "gpuMemUsedMb",
     }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""`fleetproxy worker metrics`: what a server's machine is doing, for the fleet's dashboard and for Prometheus."""
