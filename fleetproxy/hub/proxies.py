@@ -102,6 +102,9 @@ class Proxies:
             self._register(proxy, frame)
         elif frame.stream:
             self._stream(proxy, frame)
+        elif frame.kind == frames.PING:
+            pong = frames.encode(frames.PONG, 0, frame.payload)
+            self._workers.when_told(lambda: proxy.send(pong))
         elif frame.kind in line.KINDS:
             self._waiting.frame(proxy.number, frame.kind, frame.payload)
         else:

@@ -112,6 +112,9 @@ class Workers:
         self._columns: OrderedDict[Key, int] = OrderedDict()
         self._changed: dict[Key, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._told_s = 0.0
+        #: To be called once everything that has changed by now has been told.
+        self._curious: list[Callable[[], object]] = []
         #: Names of configured servers: no worker gets one of them.
         self.reserved_names: frozenset[str] = frozenset()
         #: Drained by an operator: they get nothing new, whatever they say.
@@ -245,10 +248,28 @@ class Workers:
             self._timer.cancel()
         self._timer = self._loop.call_at(due, self._say)
 
+    def when_told(self, then: Callable[[], object]) -> None:
+        """Call `then` when everybody has been told what has changed by now: at once, or as soon as joins are told."""
+        if self._timer is None:
+            then()
+            return
+        self._curious.append(then)
+        wait_s = self._told_s + JOINS_GATHER_S - self._loop.time()
+        if wait_s <= 0.0:
+            self._timer.cancel()
+            self._say()
+        elif self._loop.time() + wait_s < self._timer.when():
+            self._timer.cancel()
+            self._timer = self._loop.call_later(wait_s, self._say)
+
     def _say(self) -> None:
         self._timer = None
+        self._told_s = self._loop.time()
         changed, self._changed = self._changed, {}
         self._tell(self.news(changed))
+        curious, self._curious = self._curious, []
+        for then in curious:
+            then()
 
     def news(self, keys: Iterable[Key] | None = None) -> News:
         """How these workers (all, when not said which) stand now."""

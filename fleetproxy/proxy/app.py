@@ -24,6 +24,7 @@ from fleetproxy.errors import (
     NoBackend,
     OriginRefused,
     PathUnknown,
+    ServerUnknown,
     Unauthorized,
 )
 from fleetproxy.families import registry
@@ -193,7 +194,11 @@ class Front:
         if of_family:
             if plane.draining:
                 raise Draining
-            body = self._listings.answer(snapshot, endpoint, scope["raw_path"].decode("latin-1"))
+            path = scope["raw_path"].decode("latin-1")
+            try:
+                body = self._listings.answer(snapshot, endpoint, path)
+            except (ModelUnknown, ServerUnknown):
+                body = self._listings.answer(await plane.settled(endpoint), endpoint, path)
         elif endpoint.path.endswith("{id}"):
             model = registry.parameter(endpoint, scope["raw_path"].decode("latin-1"))
             found = snapshot.model_bodies.get(model)

@@ -21,6 +21,11 @@ def check_stranger(rules: Access, roles: frozenset[str]) -> None:
         raise Unauthorized
 
 
+def is_there(table: RoutingTable, raw_path: bytes) -> bool:
+    """Whether a pinned path means somebody."""
+    return place_of(table, nfrx.worker_of(raw_path.decode("latin-1"))) is not None
+
+
 def pinned(table: RoutingTable, raw_path: bytes) -> str:
     """The name of the backend that a pinned path means. Raises ServerUnknown."""
     wanted = nfrx.worker_of(raw_path.decode("latin-1"))

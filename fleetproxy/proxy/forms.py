@@ -141,6 +141,8 @@ class Forms:
 
     async def _relay_form(self, exchange: Exchange, operation: Operation, form: Form, field: Field) -> None:
         plane, relay = self._plane, self._relay
+        if not routes_of(exchange.snapshot.table, operation):
+            await plane.settle(exchange)
         table = exchange.snapshot.table
         known = routes_of(table, operation) or operation.canonical in table.unavailable
         if exchange.endpoint.table == "asr" and not known:

@@ -7,7 +7,8 @@ import asyncio
 from fleetproxy.core import access
 from fleetproxy.core.names import canonical
 from fleetproxy.core.operation import Endpoint, Operation
-from fleetproxy.core.table import Principal, Snapshot
+from fleetproxy.core.selection import routes_of
+from fleetproxy.core.table import Principal, RoutingTable, Snapshot
 from fleetproxy.errors import (
     BadJson,
     BodyTimeout,
@@ -50,6 +51,8 @@ class Handler:
             if plane.draining:
                 raise Draining
             admitted = plane.admit(exchange)
+            if endpoint.pinned and not doors.is_there(exchange.snapshot.table, exchange.raw_path):
+                await plane.settle(exchange)
             if endpoint.form and self._forms is not None:
                 await self._forms.serve(exchange, self._operation(exchange, None))
                 return
@@ -60,6 +63,8 @@ class Handler:
             held_bytes = len(body)
             seen = self._peek(exchange, body)
             exchange.operation = operation = self._operation(exchange, seen)
+            if _unheard_of(exchange.snapshot.table, operation):
+                await plane.settle(exchange)
             body = self._inject(exchange.snapshot, endpoint, seen, body)
             if endpoint.shape == "scatter" and seen is not None:
                 await self._scatter.serve(exchange, operation, body, seen)
@@ -206,3 +211,10 @@ class Handler:
             extra=self._relay.explain_headers(exchange),
         )
         await linger.after(exchange)
+
+
+def _unheard_of(table: RoutingTable, operation: Operation) -> bool:
+    """Nobody has the model, or nobody has the name: a worker that has come just now may."""
+    if operation.pin is not None and operation.pin.lower() not in table.pins:
+        return True
+    return operation.canonical is not None and not routes_of(table, operation)

@@ -57,6 +57,7 @@ async def main(process: Process) -> None:
         instance=hashlib.sha256(os.fsencode(process.data)).hexdigest()[:8],
         waiting=Waiting(board, hub),
         hub_connected=lambda: hub.connected,
+        hub_settled=hub.settled,
         processes=settings.processes,
         disk=Disk(process.data / "uploads", settings.asr.spool_bytes),
         clock=time.monotonic,  # the loop has the time of its turn, in whole milliseconds

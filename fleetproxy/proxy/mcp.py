@@ -66,9 +66,7 @@ class Mcp:
             caller = self._identify(exchange)
             if plane.draining:
                 raise Draining
-            relay = self._hub.workers.get(("mcp", mcp.relay_of(exchange.raw_path)))
-            if relay is None:
-                raise RelayOffline
+            relay = await self._relay(mcp.relay_of(exchange.raw_path))
             if relay.protocol == "nfrx" and exchange.method != "POST":
                 raise MethodRefused(allow="POST")
             body = await self._body(exchange)
@@ -88,6 +86,16 @@ class Mcp:
         finally:
             plane.budget.release(held_bytes)
             plane.end(exchange)
+
+    async def _relay(self, name: str) -> Worker:
+        """Raises RelayOffline when the hub has no relay of this name."""
+        relay = self._hub.workers.get(("mcp", name))
+        if relay is None and name:
+            await self._hub.settled()
+            relay = self._hub.workers.get(("mcp", name))
+        if relay is None:
+            raise RelayOffline
+        return relay
 
     def _identify(self, exchange: Exchange) -> str:
         """Whose calls these are: a key's, a token's, an address's. Keys of ours never go on to a relay."""

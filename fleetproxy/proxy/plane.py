@@ -9,7 +9,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from fleetproxy.core import access
 from fleetproxy.core.admission import Admission
@@ -50,6 +50,7 @@ class Plane:
         instance: str,
         waiting: Waiting,
         hub_connected: Callable[[], bool],
+        hub_settled: Callable[[], Awaitable[None]] | None = None,
         processes: int = 1,
         disk: Disk | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -70,6 +71,7 @@ class Plane:
         #: Where forms are kept until their model is known; without it they go anywhere, unread.
         self.disk = disk
         self.hub_connected = hub_connected
+        self._hub_settled = hub_settled
         #: Our pseudonym in Via (RFC 9110 section 7.6.3): the same for all processes of this instance.
         self.via = f"1.1 fleetproxy-{instance}".encode()
         #: Tells control that a backend failed or recovered in passing.
@@ -102,6 +104,16 @@ class Plane:
     def snapshot_for(self, endpoint: Endpoint) -> Snapshot:
         """The snapshot with the routing table that an endpoint's requests are ranked by."""
         return self._others.get(endpoint.table, self.snapshot) if endpoint.table else self.snapshot
+
+    async def settle(self, exchange: Exchange) -> None:
+        """Before a worker or its model is said not to be there: what the hub knows by now, this exchange knows too."""
+        exchange.snapshot = await self.settled(exchange.endpoint)
+
+    async def settled(self, endpoint: Endpoint) -> Snapshot:
+        """The endpoint's snapshot with all workers that have come by now."""
+        if self._hub_settled is not None:
+            await self._hub_settled()
+        return self.snapshot_for(endpoint)
 
     def _tell(self, backend: str, kind: str) -> None:
         self.observe(backend, kind)

@@ -16,9 +16,13 @@ from fleetproxy.wire import frames, payloads
 from fleetproxy.wire.frames import Frame, FrameError
 
 #: Wait before the first reconnect and at most; each is drawn between half and the whole of it.
-BACKOFF_S, BACKOFF_MAX_S = 0.05, 1.0
+BACKOFF_S, BACKOFF_MAX_S = 0.05, 0.25
 #: A connection that lived this long was a good one: the next reconnect starts from the short wait again.
 GOOD_S = 5.0
+#: How long `settled` waits at most; and how long a hub that is away is waited for, from when it was lost.
+SETTLE_S, ABSENCE_S = 1.0, 2.0
+#: So many may wait for the hub's word at once; who comes then takes what is known.
+MAX_SETTLING = 1024
 
 
 class Stream(Protocol):
@@ -61,7 +65,11 @@ class HubClient:
         self.workers: dict[tuple[str, str], Worker] = {}
         #: Connections made, since start.
         self.connections = 0
+        self._lost_at = clock()
+        self._pings = 0
+        self._settling: dict[int, asyncio.Future[None]] = {}
         self.on(frames.PRESENCE, self._presence)
+        self.on(frames.PONG, self._pong)
 
     @property
     def connected(self) -> bool:
@@ -94,6 +102,26 @@ class HubClient:
     @property
     def open_streams(self) -> int:
         return len(self._streams)
+
+    async def settled(self) -> None:
+        """Return when everybody the hub had let in when this was called is in `workers`.
+
+        News of who came take a moment, and reach one process before another: who is about to say that there is no such
+        worker asks first. Returns all the same after SETTLE_S, and at once when the hub has been away for long.
+        """
+        away = self._connection is None
+        if len(self._settling) >= MAX_SETTLING or (away and self._clock() - self._lost_at > ABSENCE_S):
+            return
+        self._pings += 1
+        number = self._pings
+        told = self._settling[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._ping(number)
+            await asyncio.wait_for(told, SETTLE_S)
+        except TimeoutError:
+            pass
+        finally:
+            del self._settling[number]
 
     def send(self, data: bytes) -> bool:
         """Hand whole frames to the hub; never blocks. False when it is not there."""
@@ -133,11 +161,14 @@ class HubClient:
         self._last_stream = 0
         self.connections += 1
         connection.send(self._register)
+        for number in self._settling:
+            self._ping(number)
         for watcher in self._watchers:
             watcher(True)
 
     def _lost(self) -> None:
         self._connection = None
+        self._lost_at = self._clock()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.lost()
@@ -154,6 +185,14 @@ class HubClient:
         if news.left is not None:
             self.workers.pop(news.left, None)
         self._workers_changed()
+
+    def _ping(self, number: int) -> None:
+        self.send(frames.encode(frames.PING, 0, number.to_bytes(8)))
+
+    def _pong(self, payload: bytes) -> None:
+        told = self._settling.get(int.from_bytes(payload))
+        if told is not None and not told.done():
+            told.set_result(None)
 
     def _workers_changed(self) -> None:
         for watcher in self._worker_watchers:

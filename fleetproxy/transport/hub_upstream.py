@@ -253,6 +253,11 @@ class HubUpstream:
             if self._left < 0:
                 self._give_up(BackendLost("The worker sent more than it had announced."))
                 return
+            if not self._left:
+                # The answer is whole, and a caller who counts may be gone before the END frame is here.
+                self._pieces.append(payload)
+                self._complete()
+                return
         if self._sink is None or self._paused or self._pieces:
             self._pieces.append(payload)
         else:
@@ -260,10 +265,14 @@ class HubUpstream:
             self._sink.piece(payload, False)
 
     def _end(self) -> None:
-        self._over()
         if self._left:
+            self._over()
             self._fail(BackendLost("The worker sent less than it had announced."))
-            return
+        else:
+            self._complete()
+
+    def _complete(self) -> None:
+        self._over()
         self._whole = True
         if self._sink is None:
             assert self._answer is not None

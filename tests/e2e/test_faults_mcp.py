@@ -44,23 +44,10 @@ def echo(request: dict[str, Any]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def relay(stage: Stage, relay_id: str = "", **options: Any) -> AsyncIterator[FakeRelay]:
-    """A relay that every process knows."""
+    """A relay that has been told its id: from then on every process knows it."""
     url = f"ws://{stage.service.host}:{stage.service.port}/api/mcp/connect"
     async with await FakeRelay.dial(url, relay_id=relay_id or f"r-{uuid4().hex[:8]}", **options) as made:
-        await known(stage, made.id)
         yield made
-
-
-async def known(stage: Stage, relay_id: str, *, present: bool = True) -> None:
-    """Wait until all processes have heard of a relay: a GET to a stock one is a 405, to none a 503."""
-    deadline_s, agreed = time.monotonic() + 5.0, 0
-    while agreed < 8 * len(stage.service.pids()):
-        async with await stage.connect() as client:
-            await client.send(request("GET", f"/api/mcp/id/{relay_id}"))
-            status = (await client.answer()).status
-        agreed = agreed + 1 if (status != 503) == present else 0
-        assert time.monotonic() < deadline_s, "the processes do not agree"
-    await stage.recount()
 
 
 def rpc(method: str = "tools/list", identity: Any = 1, **params: Any) -> bytes:
@@ -102,6 +89,14 @@ async def test_a_call_goes_to_the_relay_and_its_answer_comes_back_as_it_is(stage
         assert (await fake.next("close"))["msg"] == "done"
     record = await stage.record()
     assert (record["family"], record["endpoint"], record["outcome"]) == ("mcp", "/api/mcp/id/{id}", "ok")
+
+
+async def test_w34_a_relay_that_has_its_id_is_known_to_every_process(stage: Stage) -> None:
+    for _ in range(rounds(5, 100)):
+        async with relay(stage) as fake:
+            fake.serve(echo)
+            answers = await asyncio.gather(*(post(stage, fake.id, rpc()) for _ in range(8)))
+            assert [answer.status for answer in answers] == [200] * 8, answers
 
 
 async def test_a_notification_is_delivered_and_accepted(stage: Stage) -> None:
@@ -492,7 +487,8 @@ async def test_a_relay_that_leaves_fails_its_calls_at_once(stage: Stage) -> None
             for number, answer in enumerate(answers):
                 said = error_of(answer)
                 assert said == (503, "PROVIDER_UNAVAILABLE", "relay left before it answered", number)
-            await known(stage, fake.id, present=False)
+            for _ in range(4):
+                assert error_of(await post(stage, fake.id, rpc()))[:3] == (503, "PROVIDER_UNAVAILABLE", "relay offline")
 
 
 async def test_the_handshake_of_relays(stage: Stage) -> None:
@@ -519,7 +515,6 @@ async def test_relays_come_in_at_the_hubs_own_address_too(open_stage: OpenStage)
         address = f"127.0.0.1:{free.getsockname()[1]}"
     stage = await open_stage(processes=2, hub={"listen": address}, mcp={"max_response_bytes": 3_000_000})
     async with await FakeRelay.dial(f"ws://{address}/api/mcp/connect") as fake:
-        await known(stage, fake.id)
         fake.serve(lambda request: {"result": "z" * request["params"]["size"]})
         for size in (1, 2_900_000):
             answer = await post(stage, fake.id, rpc(size=size))

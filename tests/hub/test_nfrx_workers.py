@@ -362,6 +362,22 @@ async def test_a_length_that_was_not_true_breaks_the_answer(house: House, announ
         await asking
 
 
+async def test_an_answer_of_announced_length_is_whole_with_its_last_byte(house: House) -> None:
+    """Its caller has read all of it and may be gone when the end message comes: that is no leaving in the middle."""
+    proxy = await house.proxy()
+    agent = await house.nfrx(proxy)
+    asking = asyncio.ensure_future(proxy.ask(chat()))
+    order = await agent.order()
+    await agent.head(order, 200, **{"Content-Length": "4"})
+    for piece in (b"fo", b"ur"):
+        assert not asking.done()
+        await agent.chunk(order, piece)
+    assert await asking == (200, b"four")
+    await agent.end(order)
+    await until(lambda: not house.hub.workers.connected("llm", agent.id).streams)  # type: ignore[union-attr]
+    assert house.hub.sessions.counts["violations"] == 0
+
+
 async def test_data_that_is_not_base64_fails_that_request_alone(house: House) -> None:
     proxy = await house.proxy()
     agent = await house.nfrx(proxy)

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from fleetproxy.errors import BackendReset, WorkerBusy
-from fleetproxy.hub import session, sockets
+from fleetproxy.hub import nfrx_link, session, sockets
 
 UPGRADE = (
     "GET /api/llm/connect HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -213,7 +213,10 @@ async def test_a_flood_of_pings_nobody_reads_the_answers_of_is_cut_off(
         await until(lambda: len(house.hub.door) == 0)
 
 
-async def test_a_worker_that_does_not_read_gets_nothing_more_and_is_dropped_after_a_while(house: House) -> None:
+async def test_a_worker_that_does_not_read_gets_nothing_more_and_is_dropped_after_a_while(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nfrx_link, "BUSY_UNSENT_BYTES", 1_000_000)
     proxy = await house.proxy()
     async with upgraded(house, registered=True) as peer:
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]

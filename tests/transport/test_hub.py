@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetproxy.core.worker import Worker
 from fleetproxy.transport import hub as transport_hub
 from fleetproxy.transport.framed import MAX_UNSENT_BYTES, FramedConnection
 from fleetproxy.transport.hub import HubClient
@@ -105,6 +106,57 @@ async def test_frames_nobody_asked_for_end_the_connection(fake: FakeHub) -> None
         await until(lambda: client.connected)
         fake.connections[0].send(frames.encode(frames.FREED))
         await until(lambda: client.connections == 2)
+
+
+def _worker(worker_id: str) -> Worker:
+    return Worker(id=worker_id, name=worker_id, family="mcp", column=2048, protocol="nfrx")
+
+
+async def test_settled_is_past_all_news_that_were_on_their_way(fake: FakeHub) -> None:
+    client = HubClient(fake.path, "proxy-0")
+    async with fake.listening(), connected(client):
+        await until(lambda: client.connected)
+        settling = asyncio.ensure_future(client.settled())
+        await until(lambda: len(fake.got) == 2)
+        ping = fake.got[1]
+        assert ping.kind == frames.PING
+        presence = frames.encode(frames.PRESENCE, 0, payloads.encode(payloads.Presence(worker=_worker("w"))))
+        fake.connections[0].send(frames.encode(frames.PONG, 0, bytes(8)))  # the answer to some other question
+        await asyncio.sleep(0.02)
+        assert not settling.done()
+        fake.connections[0].send(presence + frames.encode(frames.PONG, 0, ping.payload))
+        await settling
+        assert ("mcp", "w") in client.workers
+
+
+async def test_settled_waits_for_a_hub_that_comes_back_and_asks_it_again(fake: FakeHub) -> None:
+    client = HubClient(fake.path, "proxy-0")
+    settling = asyncio.ensure_future(client.settled())
+    await asyncio.sleep(0)
+    async with fake.listening(), connected(client):
+        await until(lambda: len(fake.got) == 2)
+        assert [frame.kind for frame in fake.got] == [frames.REGISTER, frames.PING]
+        assert not settling.done()
+        fake.connections[0].send(frames.encode(frames.PONG, 0, fake.got[1].payload))
+        await settling
+
+
+async def test_settled_does_not_wait_for_a_hub_that_has_been_away_for_long(fake: FakeHub) -> None:
+    now = [0.0]
+    client = HubClient(fake.path, "proxy-0", clock=lambda: now[0])
+    now[0] = transport_hub.ABSENCE_S + 0.1
+    async with asyncio.timeout(transport_hub.SETTLE_S / 2):
+        await client.settled()
+
+
+async def test_settled_ends_without_an_answer(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_hub, "SETTLE_S", 0.05)
+    client = HubClient(fake.path, "proxy-0")
+    async with fake.listening(), connected(client):
+        await until(lambda: client.connected)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(client.settled() for _ in range(3)))
+        await until(lambda: len(fake.got) == 4)
 
 
 async def test_a_handler_that_fails_costs_the_connection_not_the_client(
