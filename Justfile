@@ -26,11 +26,11 @@ ui:
 
 # The dashboard with hot reload on port 5173; its data comes from a running fleetproxy ($FLEETPROXY_URL, port 11434).
 ui-dev:
-    cd dashboard && npm ci --ignore-scripts && npm run dev
+    cd dashboard && ([ -d node_modules ] || npm ci --ignore-scripts) && npm run dev
 
 # Types and accessibility of the dashboard's components.
 ui-check:
-    cd dashboard && npm ci --ignore-scripts && npm run check
+    cd dashboard && ([ -d node_modules ] || npm ci --ignore-scripts) && npm run check
 
 # Every test; words after it go to pytest.
 test *words:

@@ -1,6 +1,7 @@
 """The dashboard is built with the package: `pip install .` from a clean checkout has it, and it is never committed.
 
-    python hatch_build.py       builds it by hand (`just ui`)
+    python hatch_build.py               builds it by hand (`just ui`)
+    python hatch_build.py --if-stale    only when its source is newer
 
 Node is needed to build and for nothing else. The machine's own is used where it is new enough; otherwise pip fetches
 one as a package for this build alone. A source archive holds the built files already and needs no Node. An editable
@@ -41,18 +42,29 @@ class BuildHook(BuildHookInterface):  # type: ignore[type-arg, unused-ignore]
 
     def dependencies(self) -> list[str]:
         """What pip installs for this build beside the backend."""
-        return [] if not self._wanted() or machine_node() else [NODE_PACKAGE]
+        return [NODE_PACKAGE] if wanted(editable=False) and machine_node() is None else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if self._wanted(version):
+        if wanted(editable=version == "editable"):
             build()
 
-    def _wanted(self, version: str = "") -> bool:
-        if os.environ.get("FLEETPROXY_BUILD_DASHBOARD") == "0" or not (SOURCE / "package.json").is_file():
-            return False
-        built = (OUTPUT / "index.html").is_file()
-        # An editable installation keeps what is there; so does a source archive that was unpacked.
-        return not built or (version == "standard" and (ROOT / ".git").exists())
+
+def wanted(*, editable: bool) -> bool:
+    """There is something to build: it is missing, or, for a package out of a checkout, older than its source."""
+    if os.environ.get("FLEETPROXY_BUILD_DASHBOARD") == "0" or not (SOURCE / "package.json").is_file():
+        return False
+    built = OUTPUT / "index.html"
+    if not built.is_file():
+        return True
+    # A source archive that was unpacked holds what was built with it, whatever the times of its files say.
+    return not editable and (ROOT / ".git").exists() and built.stat().st_mtime < _newest()
+
+
+def _newest() -> float:
+    """When the newest file of the source was changed."""
+    files = [path for folder in ("src", "public") for path in (SOURCE / folder).rglob("*") if path.is_file()]
+    files += [path for path in SOURCE.iterdir() if path.is_file() and not path.name.startswith(".build")]
+    return max(path.stat().st_mtime for path in files)
 
 
 def build() -> None:
@@ -119,5 +131,5 @@ def _run(words: Sequence[str], environment: Mapping[str, str]) -> None:
         raise SystemExit(f"the dashboard could not be built: {error}") from error
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and (sys.argv[1:] != ["--if-stale"] or wanted(editable=False)):
     build()

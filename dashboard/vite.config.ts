@@ -18,6 +18,13 @@ export default defineConfig({
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     reportCompressedSize: false,
+    rollupOptions: {
+      output: {
+        // A page's chunk is called as the page is.
+        chunkFileNames: ({ name, facadeModuleId }) =>
+          `assets/${/pages\/([a-z-]+)\/index\.svelte$/.exec(facadeModuleId ?? '')?.[1] ?? name}-[hash].js`,
+      },
+    },
   },
   server: {
     // `just ui-dev`: pages from Vite, data from a running fleetproxy.

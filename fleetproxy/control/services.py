@@ -264,7 +264,7 @@ class Services:
             _log.error("no administrator made from auth.admin_username and auth.admin_password: %s", fault)
         self.setup_token = secrets.token_urlsafe(18)
         _log.warning(
-            "no users yet: make the first administrator at /setup; from another machine with this token: %s",
+            "no users yet: make the first administrator at /dashboard/; from another machine with this token: %s",
             self.setup_token,
         )
 

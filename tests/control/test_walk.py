@@ -21,6 +21,7 @@ SETTINGS = Settings(auth=Auth(admin_key="admin-key-of-the-tests"))
 
 #: Who each route is for. `{…}` stand for numbers: 1 is the administrator, 2 the user, 999 nobody and nothing.
 ROUTES: dict[str, str] = {
+    "GET /": "public",
     "POST /api/auth/login": "public",
     "POST /api/auth/logout": "public",
     "GET /api/auth/me": "public",
@@ -88,7 +89,7 @@ ROUTES: dict[str, str] = {
     "POST /api/models/actions/{action_id:str}/cancel": "admin",
 }
 #: Routes of other parts: their own tests say what they answer; here only who may ask.
-OTHERS = ("/api/query", "/metrics", "/healthz", "/livez", "/health", "/readyz", "/api/state", "/state", "/api/client")
+OTHERS = ("/api/query", "/metrics", "/healthz", "/livez", "/health", "/readyz", "/api/state", "/state", "/api/client", "/dashboard")
 
 USER_ID, ADMIN_ID = "2", "1"
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetproxy.settings import Server, Settings, Tls
+from fleetproxy.settings import Dashboard, Server, Settings, Tls
 from fleetproxy.settings.servers import (
     BadAddress,
     check_host,
+    dashboard_url,
     is_loopback,
     parse_listen,
     parse_url,
@@ -97,6 +98,20 @@ def test_a_listening_address_means(text: str, meant: tuple[str, int]) -> None:
 def test_the_public_url_is_one_that_can_be_opened(host: str, shown: str) -> None:
     assert public_url(Settings(host=host, port=5)) == f"http://{shown}:5"
     assert public_url(Settings(host=host, port=5, tls=Tls(cert="c", key="k"))) == f"https://{shown}:5"
+
+
+@pytest.mark.parametrize(
+    ("dashboard", "shown"),
+    [
+        (Dashboard(), "http://public:1/dashboard/"),
+        (Dashboard(listen="0.0.0.0:3334"), "http://public:1/dashboard/"),
+        (Dashboard(listen="0.0.0.0:3334", on_public_port=False), "http://127.0.0.1:3334/dashboard/"),
+        (Dashboard(listen="3334", on_public_port=False), "http://127.0.0.1:3334/dashboard/"),
+        (Dashboard(on_public_port=False), None),
+    ],
+)
+def test_the_dashboard_is_where_its_settings_put_it(dashboard: Dashboard, shown: str | None) -> None:
+    assert dashboard_url(Settings(dashboard=dashboard), "http://public:1") == shown
 
 
 @pytest.mark.parametrize(("host", "own"), [("127.0.0.1", True), ("[::1]", True), ("0.0.0.0", False), ("h", False)])
