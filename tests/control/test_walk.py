@@ -89,7 +89,18 @@ ROUTES: dict[str, str] = {
     "POST /api/models/actions/{action_id:str}/cancel": "admin",
 }
 #: Routes of other parts: their own tests say what they answer; here only who may ask.
-OTHERS = ("/api/query", "/metrics", "/healthz", "/livez", "/health", "/readyz", "/api/state", "/state", "/api/client", "/dashboard")
+OTHERS = (
+    "/api/query",
+    "/metrics",
+    "/healthz",
+    "/livez",
+    "/health",
+    "/readyz",
+    "/api/state",
+    "/state",
+    "/api/client",
+    "/dashboard",
+)
 
 USER_ID, ADMIN_ID = "2", "1"
 
