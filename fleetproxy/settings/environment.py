@@ -13,7 +13,8 @@ from fleetproxy.settings.fields import Field
 from fleetproxy.settings.layers import shown
 
 #: FLEETPROXY_* names that are no settings: the file to read, whom the command line calls (URL, KEY), those of tests,
-#: builds and bench, and what Kubernetes makes of a service called fleetproxy (FLEETPROXY_SERVICE_HOST, ..._PORT_11434_TCP_ADDR).
+#: builds and bench, and what Kubernetes makes of a service called fleetproxy (FLEETPROXY_SERVICE_HOST,
+#: ..._PORT_11434_TCP_ADDR).
 NOT_SETTINGS = re.compile(
     r"FLEETPROXY_(CONFIG|URL|KEY(_FILE)?|(TEST|FAULT|BENCH|BUILD)_.*"
     r"|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT_\d+_(TCP|UDP)(_.*)?)"
@@ -54,8 +55,8 @@ def from_text(field: Field, text: str) -> Any:
         if text.lower() not in _TRUTH:
             raise ValueError(f"wants {field.wants}, got {shown(text)}")
         return _TRUTH[text.lower()]
-    if field.wants == "a table of texts":
-        return _json(field, text) if text.startswith("{") else _pairs(text)
+    if field.wants.startswith("a table of "):
+        return _json(field, text) if text.startswith("{") else _table(field, _pairs(text))
     if field.wants.startswith(("a number", "a whole number")):
         try:
             return msgspec.convert(text, field.type, strict=False)
@@ -81,6 +82,13 @@ def _json(field: Field, text: str) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise ValueError(f"wants {field.wants}; this is not valid JSON: {error}") from None
+
+
+def _table(field: Field, pairs: dict[str, str]) -> Any:
+    try:
+        return msgspec.convert(pairs, field.type, strict=False)
+    except msgspec.ValidationError:
+        raise ValueError(f"wants {field.wants}, got {shown(pairs)}") from None
 
 
 def _pairs(text: str) -> dict[str, str]:

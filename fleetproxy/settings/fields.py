@@ -106,7 +106,7 @@ def _words(kind: types.Type) -> str:
             inner = "texts" if isinstance(kind.item_type, types.StrType) else "tables"
             return f"a list of {inner}"
         case types.DictType():
-            return "a table of texts"
+            return "a table of " + ("texts" if isinstance(kind.value_type, types.StrType) else "whole numbers")
         case types.StructType():
             return "a table"
         case types.StrType():

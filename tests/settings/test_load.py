@@ -412,3 +412,13 @@ def test_a_servers_authorities_must_be_certificates(tmp_path: Path) -> None:
 
 def test_variables_of_builds_and_tests_are_no_settings(tmp_path: Path) -> None:
     load(environment={"FLEETPROXY_BUILD_DASHBOARD": "0", "FLEETPROXY_TEST_ALL": "1"}, folder=tmp_path)
+
+
+def test_a_table_of_numbers_comes_from_a_variable_too(tmp_path: Path) -> None:
+    name = "FLEETPROXY_ANALYTICS__TABLE_DAYS"
+    for text in ("system_metrics=30,job_runs=400", '{"system_metrics": 30, "job_runs": 400}'):
+        found = read(tmp_path, environment={name: text}).settings.analytics.table_days
+        assert found == {"system_metrics": 30, "job_runs": 400}
+    for text in ("system_metrics=soon", '{"system_metrics": "soon"}', "system_metrics=0"):
+        with pytest.raises(ConfigError, match=f"{name}: .*wants a table of whole numbers"):
+            read(tmp_path, environment={name: text})
