@@ -49,7 +49,7 @@ def _words_of(word: str) -> tuple[list[str], list[str]]:
         main([word, "--help"])
     text = said.getvalue().partition("\n\n")[2]
     begins = _CHOICES.search(text)
-    subs = begins[1].split(",") if begins else {"worker": ["llm", "asr", "mcp"]}.get(word, [])
+    subs = begins[1].split(",") if begins else {"worker": ["llm", "asr", "mcp", "metrics"]}.get(word, [])
     listed = "\n".join(line for line in text.splitlines() if line.startswith("  -"))
     return subs, sorted({"--help", *_OPTION.findall(listed)})
 

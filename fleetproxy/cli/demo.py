@@ -32,6 +32,7 @@ def run(words: list[str]) -> int:
     options.add_argument("--speed", type=_speed, default=1.0, help="servers and traffic this many times as fast (1)")
     options.add_argument("--no-traffic", action="store_true", help="leave the asking to you")
     options.add_argument("--duration", type=float, metavar="S", help="end by itself after so many seconds")
+    options.add_argument("--open", action="store_true", help="let other machines reach it, as in a container; no keys")
     add_browser(options)
     asked = options.parse_args(words)
     plan = Plan(
@@ -40,6 +41,7 @@ def run(words: list[str]) -> int:
         speed=asked.speed,
         traffic=not asked.no_traffic,
         duration_s=asked.duration,
+        open=asked.open,
     )
     try:
         asyncio.run(run_demo(plan, _say, show if asked.browser else lambda dashboard: None))

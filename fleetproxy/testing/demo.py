@@ -67,6 +67,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     traffic: bool = True
     #: Seconds; None runs until Ctrl-C.
     duration_s: float | None = None
+    #: Other machines may reach it too: needed in a container.
+    open: bool = False
 
 
 async def run(plan: Plan, say: Callable[[str], None], ready: Callable[[str], None] = lambda dashboard: None) -> None:
@@ -88,7 +90,7 @@ async def run(plan: Plan, say: Callable[[str], None], ready: Callable[[str], Non
             fakes.append(Fake(msgspec.structs.replace(profile, seed=plan.seed, speed=plan.speed)))
             await fakes[-1].listen()
         port = _port(plan.port)
-        serve = await _serve(folder, port, fakes)
+        serve = await _serve(folder, port, fakes, open_to_all=plan.open)
         await _ready(serve, folder, port, stop)
         if not stop.is_set():
             password = await _admin(port)
@@ -166,7 +168,7 @@ def _port(asked: int | None) -> int:
     raise Failed("no free port")
 
 
-async def _serve(folder: Path, port: int, fakes: list[Fake]) -> asyncio.subprocess.Process:
+async def _serve(folder: Path, port: int, fakes: list[Fake], *, open_to_all: bool) -> asyncio.subprocess.Process:
     servers = [
         {
             "name": fake.profile.name,
@@ -178,7 +180,8 @@ async def _serve(folder: Path, port: int, fakes: list[Fake]) -> asyncio.subproce
         for fake in fakes
     ]
     settings = {
-        "host": "127.0.0.1",
+        "host": "0.0.0.0" if open_to_all else "127.0.0.1",  # noqa: S104
+        "open": open_to_all,
         "port": port,
         "data_dir": str(folder / "data"),
         "runtime_dir": str(folder / "run"),
