@@ -17,6 +17,7 @@ import msgspec
 #: The close reasons both sides know.
 EXPECTED_REGISTER, UNAUTHORIZED, DRAINED = "expected register", "unauthorized", "drained"
 MAX_HEADERS = 100
+_BATCH = "embedding_batch_size"
 MAX_CONFIG_ENTRIES = 64
 
 
@@ -247,11 +248,14 @@ def _texts(value: Any) -> tuple[str, ...] | None:
 
 
 def _config(fields: dict[str, Any]) -> dict[str, str]:
+    """What an agent says of itself. Its batch size may also stand beside `agent_config`, as a number: older agents."""
     value = fields.get("agent_config")
-    if not isinstance(value, dict):
-        return {}
-    texts = [(name, item) for name, item in value.items() if isinstance(item, str)]
-    return dict(texts[:MAX_CONFIG_ENTRIES])
+    texts = [(name, item) for name, item in value.items() if isinstance(item, str)] if isinstance(value, dict) else []
+    config = dict(texts[:MAX_CONFIG_ENTRIES])
+    batch = _count(fields, _BATCH)
+    if batch > 0:
+        config.setdefault(_BATCH, str(batch))
+    return config
 
 
 def _headers(value: Any) -> tuple[tuple[str, str], ...]:

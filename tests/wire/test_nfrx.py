@@ -160,6 +160,14 @@ def test_the_stock_agents_register_is_read_as_it_comes() -> None:
     )
 
 
+@given(st.integers(1, 10**8), st.sampled_from(["register", "status_update"]), st.booleans())
+def test_the_batch_size_is_read_in_both_spellings_and_the_config_wins(size: int, kind: str, both: bool) -> None:
+    config = {"embedding_batch_size": "7"} if both else {}
+    message = read_agent(json.dumps({"type": kind, "embedding_batch_size": size, "agent_config": config}))
+    assert isinstance(message, nfrx.Register | nfrx.StatusUpdate)
+    assert message.agent_config == {"embedding_batch_size": "7" if both else str(size)}
+
+
 def test_an_empty_model_list_is_not_the_same_as_none_given() -> None:
     cleared = read_agent('{"type":"status_update","max_concurrency":1,"models":[]}')
     kept = read_agent('{"type":"status_update","max_concurrency":1,"models":null}')
