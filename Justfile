@@ -34,7 +34,7 @@ ui-check:
 
 # Every test; words after it go to pytest.
 test *words:
-    {{python}} -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 --durations 30 {{words}}
+    {{python}} -m pytest -n 3 --dist loadfile --durations 30 {{words}}
 
 # The tests without real processes: seconds.
 test-fast *words:
@@ -91,9 +91,13 @@ load-spike *words:
 load-soak *words:
     {{python}} -m loadtests soak {{words}}
 
-# Write the reference pages that are made from the code.
+# Write the reference pages that are made from the code, and llms.txt.
 docs:
     {{python}} docs/generate.py
+
+# The site of all pages, in dist/site; needs no network.
+docs-site:
+    {{python}} docs/site.py
 
 # What CI runs, from a clean checkout.
 ci:

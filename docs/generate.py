@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,14 @@ from fleetproxy.settings.fixed import FIXED
 from fleetproxy.settings.model import Section
 from fleetproxy.settings.show import schema
 
-REFERENCE = Path(__file__).parent / "reference"
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS))  # loaded by a test too, from elsewhere
+import endpoint_words  # noqa: E402
+import error_words  # noqa: E402
+import header_words  # noqa: E402
+import llms  # noqa: E402
+
+REFERENCE = DOCS / "reference"
 
 _SETTINGS_HEAD = """\
 # Settings
@@ -68,6 +76,9 @@ def pages() -> dict[str, str]:
         "tables.md": tables_page(),
         "metrics.md": metrics_page(),
         "api.md": api_page(every_handler()),
+        "endpoints.md": endpoint_words.page(),
+        "errors.md": error_words.page(),
+        "headers.md": header_words.page(),
         "fleetproxy.schema.json": json.dumps(schema(), indent=2) + "\n",
     }
 
@@ -116,7 +127,11 @@ def _default(field: Field) -> str:
 
 
 def _commands() -> Iterator[str]:
-    yield "# Commands\n\n```\n" + _help(["--help"]) + "```\n"
+    yield (
+        "# Commands\n\nWhat each word of the command line does, as `--help` prints it.\n\n```\n"
+        + _help(["--help"])
+        + "```\n"
+    )
     for word in COMMANDS:
         yield f"\n## `fleetproxy {word}`\n\n```\n" + _help([word, "--help"]) + "```\n"
 
@@ -131,3 +146,4 @@ def _help(words: list[str]) -> str:
 if __name__ == "__main__":
     for name, content in pages().items():
         (REFERENCE / name).write_text(content)
+    (DOCS.parent / "llms.txt").write_text(llms.index(DOCS))

@@ -1,35 +1,77 @@
-"""The reference pages say what the code says; what the README promises exists."""
+"""The documents say what the code says: nothing is undocumented, nothing is documented that is not there."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import trustme
 
 from fleetproxy.cli import COMMANDS
+from fleetproxy.control.metrics.families import BY_NAME
+from fleetproxy.errors import FleetError
+from fleetproxy.families import registry
 from fleetproxy.settings import Settings
+from fleetproxy.settings.environment import NOT_SETTINGS
 from fleetproxy.settings.fields import environment_name, every_key, fields_of
 from fleetproxy.settings.load import load
 from fleetproxy.settings.model import Section
+from fleetproxy.wire import headers as wire_headers
+from tests.runnable import TOP, blocks, documents
 
-TOP = Path(__file__).parents[1]
+DOCS = TOP / "docs"
+REFERENCE = DOCS / "reference"
+GENERATED = (
+    "settings.md", "commands.md", "tables.md", "metrics.md", "api.md", "endpoints.md", "errors.md", "headers.md",
+    "fleetproxy.schema.json",
+)  # fmt: skip
+_FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+_SHELL = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
-def generated() -> dict[str, str]:
-    spec = importlib.util.spec_from_file_location("generate", TOP / "docs/generate.py")
+@cache
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    pages: dict[str, str] = module.pages()
+    return module
+
+
+@cache
+def generated() -> dict[str, str]:
+    pages: dict[str, str] = generate().pages()
     return pages
 
 
-@pytest.mark.parametrize("name", ["settings.md", "commands.md", "tables.md", "fleetproxy.schema.json"])
+def read_pages() -> list[Path]:
+    """Pages that people wrote."""
+    return [page for page in documents() if page.parent != REFERENCE and page.parent.name != "adr"]
+
+
+# --- made from the code ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GENERATED)
 def test_a_generated_page_is_fresh(name: str) -> None:
-    assert (TOP / "docs/reference" / name).read_text() == generated()[name], "run: just docs"
+    assert (REFERENCE / name).read_text() == generated()[name], "run: just docs"
+
+
+def test_every_generated_page_is_watched() -> None:
+    assert set(generated()) == set(GENERATED)
+
+
+def test_llms_txt_is_fresh() -> None:
+    assert (TOP / "llms.txt").read_text() == generate().llms.index(DOCS), "run: just docs"
 
 
 def test_every_setting_says_what_it_means() -> None:
@@ -46,33 +88,225 @@ def test_every_setting_says_what_it_means() -> None:
         assert field.kind == "list" or f"`{environment_name(path)}`" in page
 
 
+def test_every_endpoint_says_what_it_is() -> None:
+    page = generated()["endpoints.md"]
+    for family in registry.BUILT_IN:
+        for endpoint in family.endpoints:
+            path = endpoint.path.rstrip("/") or "/"
+            assert f"`{path}`" in page
+            assert endpoint.doc, endpoint.name
+
+
+def test_every_call_of_the_dashboard_says_what_it_does() -> None:
+    rows = re.findall(r"^\| [A-Z, ]+ `([^`]+)` \| [a-z-]+ \|(.*)\|$", generated()["api.md"], re.MULTILINE)
+    assert len(rows) > 50
+    assert [path for path, says in rows if not says.strip()] == []
+
+
+def test_every_error_word_says_what_to_do() -> None:
+    words = generate().error_words
+    known = words.kinds()
+    in_streams = {"backend_error_event"}
+    assert set(words.ADVICE) == set(known) | in_streams
+    for code in known:
+        assert f"\n### {code}\n" in generated()["errors.md"]
+    assert all(kind.__doc__ for kind in known.values() if kind is not FleetError)
+
+
+def test_every_metric_says_what_it_counts() -> None:
+    page = generated()["metrics.md"]
+    for family in BY_NAME.values():
+        assert f"`{family.exposed}`" in page
+        assert family.doc
+
+
+def test_every_header_of_ours_is_told() -> None:
+    words = generate().header_words
+    told = {name.lower() for table in (words.REQUEST, words.INFERENCE, words.CONTROL, words.SENT) for name in table}
+    told |= words.PLAIN
+    written = {name for folder in ("proxy", "control", "hub", "core", "wire") for name in _headers_of(folder)}
+    assert {"x-fleet-backend", "retry-after", "x-fleet-query-ms", "vary"} <= written
+    no_headers = {"dashboard", "idle"}
+    assert written - told - no_headers == set(), "say in docs/header_words.py what these mean"
+    assert {name.decode() for name in wire_headers._OURS} <= told
+    looked_at = set(re.findall(r'own\.get\(b"([a-z-]+)"', _source("proxy") + _source("core") + _source("control")))
+    kept = {"access-control-request-method", "x-fleet-client", "x-fleet-scheme", "x-fleet-roles", "upgrade"}
+    assert looked_at - told - kept == set(), "say in docs/header_words.py what these mean"
+
+
+def _headers_of(folder: str) -> Iterator[str]:
+    """Names that stand first in a pair of bytes, or are keys of a dictionary of headers."""
+    for file in (TOP / "fleetproxy" / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Tuple(elts=[ast.Constant(value=bytes() as name), second]) if _is_value(second):
+                    text = name.decode("latin-1")
+                    if re.fullmatch(r"[a-z]+(-[a-z]+)*", text):
+                        yield text
+                case ast.Dict(keys=keys):
+                    for key in keys:
+                        if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                            text = key.value.lower()
+                            if re.fullmatch(r"(x|content|cross|permissions|referrer|retry)(-[a-z]+)+", text):
+                                yield text
+
+
+def _is_value(node: ast.expr) -> bool:
+    """Not two names side by side, which some tables have."""
+    return not (isinstance(node, ast.Constant) and not isinstance(node.value, bytes))
+
+
+def _source(folder: str) -> str:
+    return "\n".join(file.read_text() for file in (TOP / "fleetproxy" / folder).rglob("*.py"))
+
+
+# --- written by people -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", documents(), ids=lambda page: str(page.relative_to(TOP)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = _FENCE.sub("", page.read_text())
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)", text):
+        there = (page.parent / target).resolve() if target else page
+        assert there.exists(), target
+        assert DOCS not in page.parents or DOCS in there.parents, f"{target}: the site has only what is in docs/"
+        if anchor:
+            assert anchor in _anchors(there), f"{target}#{anchor}"
+
+
+def _anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ +(.+)$", _FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_page_says_first_what_it_is_for() -> None:
+    silent = []
+    for page in documents():
+        title, says = generate().llms.head(page.read_text())
+        assert title
+        if not says and page.parent.name != "adr":
+            silent.append(page.name)
+    assert silent == []
+
+
+def test_every_page_is_in_the_menu_of_the_site() -> None:
+    listed = re.findall(r"^ +- (?:[\w ]+: )?([\w/.-]+\.md)$", (TOP / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
 def test_configurations_in_the_documents_are_good(tmp_path: Path) -> None:
+    _put_certificates(tmp_path)
     shown = [
-        block
-        for page in [TOP / "README.md", *(TOP / "docs").rglob("*.md")]
-        for block in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+        (page.name, block)
+        for page in documents()
+        for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     ]
-    assert shown
-    for text in shown:
-        (tmp_path / "fleetproxy.toml").write_text(text)
-        load(environment={}, folder=tmp_path)
+    assert len(shown) > 10
+    for name, text in shown:
+        (tmp_path / "fleetproxy.toml").write_text(text.replace("/etc/fleetproxy", str(tmp_path)))
+        try:
+            load(environment={"FLEETPROXY_KEYS": "somebody=a-long-random-key"}, folder=tmp_path)
+        except Exception as error:
+            raise AssertionError(f"{name}:\n{text}") from error
 
 
-def test_links_of_the_documents_lead_somewhere() -> None:
-    for page in [TOP / "README.md", TOP / "CHANGELOG.md", *(TOP / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page}: {target}"
+SAMPLES = sorted((DOCS / "samples").glob("*.toml"))
 
 
-def test_commands_named_in_the_readme_exist() -> None:
-    text = (TOP / "README.md").read_text()
-    words = set(re.findall(r"fleetproxy ([a-z]+)\b", "\n".join(re.findall(r"```.*?```", text, re.DOTALL))))
-    assert words
-    assert words <= set(COMMANDS)
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.stem)
+def test_a_sample_passes_config_check(sample: Path, tmp_path: Path) -> None:
+    assert f"{sample.stem}" in (REFERENCE / "index.md").read_text()
+    _put_certificates(tmp_path)
+    mine = tmp_path / sample.name
+    mine.write_text(sample.read_text().replace("/etc/fleetproxy", str(tmp_path)))
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    if "FLEETPROXY_KEYS_FILE" in mine.read_text():
+        (tmp_path / "keys").write_text("somebody=a-long-random-key")
+        environment["FLEETPROXY_KEYS_FILE"] = str(tmp_path / "keys")
+    done = subprocess.run(
+        [sys.executable, "-m", "fleetproxy", "config", "check", "--config", str(mine)],
+        cwd=TOP, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("valid:")
 
 
-def test_just_words_named_in_the_readme_exist() -> None:
+def test_there_are_samples() -> None:
+    assert len(SAMPLES) >= 6
+
+
+def _put_certificates(folder: Path) -> None:
+    authority = trustme.CA()
+    made = authority.issue_cert("fleet.example")
+    made.cert_chain_pems[0].write_to_path(str(folder / "fullchain.pem"))
+    made.private_key_pem.write_to_path(str(folder / "privkey.pem"))
+    authority.cert_pem.write_to_path(str(folder / "our-ca.pem"))
+
+
+def test_commands_in_the_documents_exist() -> None:
+    """Every `fleetproxy word --option` of a shell block: the word and the option are there."""
+    helps: dict[str, str] = {}
+    found = set()
+    page_of_commands = generated()["commands.md"]
+    for word in COMMANDS:
+        helps[word] = page_of_commands.split(f"## `fleetproxy {word}`\n")[1].split("\n## ")[0]
+    for page in read_pages():
+        for block in _SHELL.findall(page.read_text()):
+            for line in block.replace("\\\n", " ").splitlines():
+                for call in re.findall(r"(?:^|[\s(])fleetproxy ([a-z]+)\b([^|;&>#)]*)", line):
+                    word, rest = call
+                    assert word in COMMANDS, f"{page.name}: fleetproxy {word}"
+                    found.add(word)
+                    for option in re.findall(r"(?<=\s)(--[a-z-]+)", rest.split(" -- ")[0]):
+                        assert option in helps[word], f"{page.name}: fleetproxy {word} {option}"
+    assert len(found) > 15
+
+
+def test_every_command_is_shown_in_a_page_people_read() -> None:
+    text = "\n".join(page.read_text() for page in read_pages())
+    aliases = {"undrain", "restore", "version", "help"}
+    missing = {word for word in COMMANDS if not re.search(rf"`?fleetproxy {word}\b", text)} - aliases
+    assert missing == set()
+
+
+def test_settings_in_the_documents_exist() -> None:
+    """Every `section.key` and FLEETPROXY_ variable."""
+    keys = {".".join(path) for path, _ in every_key()}
+    sections = {key.split(".")[0] for key in keys if "." in key} | {"servers", "keys"}
+    keys |= {f"{name}.{key}" for name in ("servers", "keys") for key in fields_of(fields_of(Settings)[name].section)}  # type: ignore[arg-type]
+    variables = {environment_name(path) for path, _ in every_key()}
+    columns = generated()["tables.md"]
+    for page in read_pages():
+        text = page.read_text()
+        for name in re.findall(r"`([a-z_]+\.[a-z_]+)(?: = [^`]*)?`", text):
+            if name.split(".")[0] in sections and name.split(".")[1] not in ("toml", "duckdb", "py", "md"):
+                assert name in keys, f"{page.name}: {name}"
+        for name in re.findall(r"\bFLEETPROXY_[A-Z_]+\b", text):
+            known = name in variables or name.removesuffix("_FILE") in variables or NOT_SETTINGS.fullmatch(name)
+            assert known or name in ("FLEETPROXY_", "FLEETPROXY_SERVERS", "FLEETPROXY_KEYS"), f"{page.name}: {name}"
+        for name in re.findall(r"\bfleetproxy_[a-z_]+[a-z]\b", text):
+            assert f"`{name}`" in generated()["metrics.md"], f"{page.name}: {name}"
+        for name in re.findall(r"\bv_[a-z_]+\b", text):
+            assert f"`{name}`" in columns, f"{page.name}: {name}"
+
+
+def test_just_words_in_the_documents_exist() -> None:
     recipes = set(re.findall(r"^([a-z][a-z0-9-]*)[^:=\n]*:", (TOP / "Justfile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"`just ([a-z0-9-]+)", (TOP / "README.md").read_text()))
-    assert named
-    assert named <= recipes
+    for page in read_pages():
+        named = set(re.findall(r"(?:`|^|/)just ([a-z0-9-]+)", page.read_text(), re.MULTILINE))
+        assert named <= recipes, page.name
+
+
+def test_the_readme_tests_as_ci_does() -> None:
+    recipe = re.search(r"^test \*words:\n +(.+?) \{\{words\}\}$", (TOP / "Justfile").read_text(), re.MULTILINE)
+    assert recipe
+    line = recipe[1].replace("{{python}}", ".venv/bin/python")
+    readme = (TOP / "README.md").read_text()
+    assert f".ci/setup && {line}\n" in readme
+    assert re.search(r'^step "tests" .*\bjust test$', (TOP / ".ci/run").read_text(), re.MULTILINE)
+
+
+def test_runnable_blocks_are_marked_well() -> None:
+    found = [block for page in documents() for block in blocks(page)]
+    assert len(found) > 20
+    assert {block.words for block in found} <= {"", "install", "needs prometheus"}
