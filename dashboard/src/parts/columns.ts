@@ -8,12 +8,14 @@ export interface Column<Row> {
   label: string
   /** What it is sorted, filtered and exported by; shown as it is where there is no `cell`. */
   value: (row: Row) => Cell
-  /** Shows the value. */
-  cell?: Snippet<[Row]>
+  /** Shows the value; told which column it is in, so that one snippet may serve many. */
+  cell?: Snippet<[Row, Column<Row>]>
   /** As text, for values that are written otherwise than they are sorted. */
   text?: (row: Row) => string
   /** Width in px; without one the columns share what is left (at least 120). */
   width?: number
+  /** Stays in sight while the others scroll sideways: the first column alone. */
+  stuck?: boolean
   /** Numbers stand at the right. */
   end?: boolean
   mono?: boolean

@@ -40,6 +40,15 @@ export const PAGES: readonly Page[] = [
     group: 'Plan',
     load: () => import('$/pages/schedule/index.svelte'),
   },
+  {
+    id: 'models',
+    path: '/models',
+    title: 'Models',
+    icon: 'models',
+    key: 'm',
+    group: 'Manage',
+    load: () => import('$/pages/models/index.svelte'),
+  },
 ]
 
 /** Beside the pages: what else fleetproxy serves. */
