@@ -99,6 +99,20 @@ docs:
 docs-site:
     {{python}} docs/site.py
 
+# The Grafana dashboards out of deploy/grafana/make.py, and promtool over the Prometheus rules.
+deploy:
+    {{python}} deploy/grafana/make.py
+    cd deploy/prometheus && promtool check rules rules/*.yml && promtool test rules tests.yml
+
+# The container images; without an engine it says what to run elsewhere.
+image tag="latest":
+    docker/image {{tag}}
+
+# A wheel with the dashboard in it, and its checksum, in dist/.
+release:
+    {{python}} -m pip wheel --quiet --no-deps --wheel-dir dist .
+    cd dist && sha256sum *.whl > SHA256SUMS && cat SHA256SUMS
+
 # What CI runs, from a clean checkout.
 ci:
     .ci/run

@@ -143,6 +143,26 @@ def test_what_is_copied_is_enough_to_build_the_package() -> None:
         assert not any(fnmatch.fnmatch(name, rule) for rule in kept)
 
 
+@pytest.mark.parametrize("engine", [False, True], ids=["without-engine", "with-engine"])
+def test_just_image_builds_or_says_what_to_run(tmp_path: Path, engine: bool) -> None:
+    for name in ("sh", "dirname", "cat"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    if engine:
+        (tmp_path / "docker").write_text(f'#!/bin/sh\necho "docker $*" >> {tmp_path}/asked\n')
+        (tmp_path / "docker").chmod(0o755)
+    done = subprocess.run(
+        [str(DOCKER / "image"), "1.2"], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = (tmp_path / "asked").read_text() if engine else done.stdout
+    lines = [line.strip() for line in told.splitlines()]
+    assert lines[1:] == [
+        "docker build --file docker/Dockerfile --target server --tag fleetproxy:1.2 .",
+        "docker build --file docker/Dockerfile --target worker --tag fleetproxy-worker:1.2 .",
+    ]
+    assert lines[0] == "docker info" if engine else "no container engine answers here" in lines[0]
+
+
 # --- the server image ---
 
 
