@@ -20,7 +20,7 @@ from fleetproxy.control.api import (
     live,
     metrics,
     query,
-    requests,
+    request_list,
     routes,
     state,
     story,
@@ -38,7 +38,7 @@ LISTEN_AGAIN_S = 5.0
 
 HANDLERS: list[Any] = [
     *routes.HANDLERS,
-    *requests.handlers,
+    *request_list.handlers,
     *analytics.handlers,
     *query.handlers,
     *metrics.handlers,

@@ -29,14 +29,20 @@ _HOURLY_HOURS = 168
 
 
 class Window(msgspec.Struct, frozen=True):
-    """The time asked about: the last `hours` before `now_us` (microseconds since the epoch)."""
+    """The time asked about: the last `hours` before `now_us` (microseconds since the epoch), or from `from_us` on."""
 
     hours: int
     now_us: int
+    from_us: int | None = None
 
     @property
     def since_us(self) -> int:
-        return max(0, self.now_us - self.hours * _HOUR_US)
+        return max(0, self.now_us - self.hours * _HOUR_US) if self.from_us is None else self.from_us
+
+    @classmethod
+    def between(cls, since: datetime, until: datetime) -> Window:
+        """From one aware moment to another."""
+        return cls(0, round(until.timestamp() * 1_000_000), round(since.timestamp() * 1_000_000))
 
     @property
     def bounds(self) -> list[int]:
@@ -61,11 +67,19 @@ FILTERS: dict[str, str] = {
     "status": "(status::VARCHAR = ? OR (status // 100)::VARCHAR || 'xx' = lower(?))",
     "request_id": "request_id = ?",
 }
+#: What the list may be sorted by -> column; with a minus before it, the largest first. The newest first is usual.
+SORTS: dict[str, str] = {
+    "started": "started_at", "duration": "total_ms", "queue": "queue_ms", "ttft": "ttft_ms", "overhead": "overhead_ms",
+    "tokens_in": "tokens_in", "tokens_out": "tokens_out", "bytes_in": "bytes_in", "bytes_out": "bytes_out",
+    "retries": "retries", "status": "status",
+}  # fmt: skip
+NEWEST = "-started"
 
 _LIST = """SELECT id, source, model, path, method, backend, status, total_ms, started_at, request_id, "user",
        server_id, route_reason, outcome, error, retries, streamed, queue_ms, ttft_ms, overhead_ms, bytes_in, bytes_out,
        tokens_in, tokens_out, family, dialect, endpoint, model_served
-FROM requests WHERE {where} ORDER BY started_at DESC, id DESC LIMIT {limit}"""
+FROM requests WHERE {where} ORDER BY {order} LIMIT {limit}"""
+_BEYOND = "({key}, id) {beyond} (SELECT ({key}, id) FROM requests WHERE id = ?)"
 _SUMMARY = """SELECT source, model, backend, count(*), avg(total_ms)
 FROM requests WHERE {where} GROUP BY ALL ORDER BY count(*) DESC, source, model, backend LIMIT {limit}"""
 
@@ -78,20 +92,21 @@ def requests(
     filters: dict[str, str] | None = None,
     before: int | None = None,
     limit: int = LIST_ROWS,
+    sort: str = NEWEST,
 ) -> Row:
     """The newest requests of the window, and who asked what how often.
 
-    `hosts` gives the address shown for a backend, `before` the row id after which an older page begins.
+    `hosts` gives the address shown for a backend, `before` the row id after which the next page begins.
     """
-    where, values = [_IN_WINDOW], list[Any](window.bounds)
-    for name, value in (filters or {}).items():
-        where.append(FILTERS[name])
-        values += [value] * FILTERS[name].count("?")
+    where, values = narrowed(window, filters or {})
+    key, direction = ordered(sort)
     summed = cursor.execute(_SUMMARY.format(where=" AND ".join(where), limit=SUMMARY_ROWS), values).fetchall()
     if before is not None:
-        where.append("(started_at, id) < (SELECT (started_at, id) FROM requests WHERE id = ?)")
+        beyond = "<" if direction == "DESC" else ">"
+        where.append(_BEYOND.format(key=key, beyond=beyond))
         values.append(before)
-    rows = cursor.execute(_LIST.format(where=" AND ".join(where), limit=limit), values).fetchall()
+    order = f"{key} {direction}, id {direction}"
+    rows = cursor.execute(_LIST.format(where=" AND ".join(where), order=order, limit=limit), values).fetchall()
     return {
         "requests": [_request(row, hosts) for row in rows],
         "summary": [
@@ -105,6 +120,23 @@ def requests(
             for source, model, backend, count, average in summed
         ],
     }
+
+
+def narrowed(window: Window, filters: dict[str, str]) -> tuple[list[str], list[Any]]:
+    """Conditions on `requests`, and their values."""
+    where, values = [_IN_WINDOW], list[Any](window.bounds)
+    for name, value in filters.items():
+        where.append(FILTERS[name])
+        values += [value] * FILTERS[name].count("?")
+    return where, values
+
+
+def ordered(sort: str) -> tuple[str, str]:
+    """(expression, direction) of a word of `SORTS`. What has no value comes last, either way."""
+    column, down = SORTS[sort.removeprefix("-")], sort.startswith("-")
+    if column == "started_at":
+        return column, "DESC" if down else "ASC"
+    return (f"coalesce({column}, -1)", "DESC") if down else (f"coalesce({column}, 9e15)", "ASC")
 
 
 def _request(row: tuple[Any, ...], hosts: dict[str, str]) -> Row:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fleetproxy.control.analytics import queries, series
+from fleetproxy.control.analytics import downloads, queries, series
 from fleetproxy.control.analytics.answers import Answer
 from fleetproxy.control.analytics.dictionary import Relation, relations
+from fleetproxy.control.analytics.downloads import Kind
 from fleetproxy.control.analytics.queries import Window
 from fleetproxy.control.analytics.store import Store
 
@@ -30,14 +31,35 @@ class Records:
         self._wall_us = wall_us
 
     async def requests(
-        self, hours: int, *, filters: dict[str, str], before: int | None = None, limit: int = queries.LIST_ROWS
+        self,
+        time: int | Window,
+        *,
+        filters: dict[str, str],
+        before: int | None = None,
+        limit: int = queries.LIST_ROWS,
+        sort: str = queries.NEWEST,
     ) -> dict[str, Any]:
-        """`GET /api/requests`."""
+        """`GET /api/requests`: of the last hours, or of a window."""
         await self.store.flush()
-        window, hosts = Window(hours, self._wall_us()), self._hosts()
+        window, hosts = self._window(time), self._hosts()
         return await self.store.read(
-            lambda cursor: queries.requests(cursor, window, hosts, filters=filters, before=before, limit=limit)
+            lambda cursor: queries.requests(
+                cursor, window, hosts, filters=filters, before=before, limit=limit, sort=sort
+            )
         )
+
+    async def download(
+        self, time: int | Window, kind: Kind, *, filters: dict[str, str], limit: int, sort: str = queries.NEWEST
+    ) -> bytes:
+        """`GET /api/requests?format=`: the same rows, as a file with the columns of the table."""
+        await self.store.flush()
+        window, folder = self._window(time), self.store.spool
+        return await self.store.read(
+            lambda cursor: downloads.requests(cursor, window, kind, folder, filters=filters, limit=limit, sort=sort)
+        )
+
+    def _window(self, time: int | Window) -> Window:
+        return time if isinstance(time, Window) else Window(time, self._wall_us())
 
     async def analytics(self, hours: int, *, fill: bool = False) -> dict[str, Any]:
         """`GET /api/analytics`."""

@@ -120,6 +120,11 @@ class Store:
         self.ingest.tidy()
 
     @property
+    def spool(self) -> Path:
+        """The one folder the database may write files to."""
+        return self._spool
+
+    @property
     def status(self) -> Status:
         trouble = self._trouble
         return Status(

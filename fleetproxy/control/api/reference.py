@@ -16,7 +16,7 @@ from fleetproxy.control.api import (
     live,
     metrics,
     query,
-    requests,
+    request_list,
     routes,
     state,
     story,
@@ -52,7 +52,7 @@ the same origin; bodies must be `application/json`.
 
 def every_handler() -> list[ControllerRouterHandler]:
     """The routes of every part of control."""
-    parts = (requests, analytics, query, metrics, state, explain, story, live, workers, fleet)
+    parts = (request_list, analytics, query, metrics, state, explain, story, live, workers, fleet)
     return [*routes.HANDLERS, *(handler for part in parts for handler in part.handlers)]
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import duckdb
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -287,3 +288,65 @@ async def test_the_order_of_rows_is_the_order_asked_for(folder: Path, capsys: py
     sql = "select range as n from range(40) order by n desc"
     assert await query(sql, "--json", "--data-dir", str(folder / "data")) == 0
     assert [row["n"] for row in json.loads(capsys.readouterr().out)] == list(range(39, -1, -1))
+
+
+async def test_the_list_is_sorted_by_the_server_and_paged_in_that_order(folder: Path, admin: httpx.AsyncClient) -> None:
+    for total_ms in (30.0, 10.0, 20.0, 10.0):
+        served(folder, total_ms=total_ms)
+    served(folder, ttft_ms=None)
+
+    async def pages(sort: str) -> list[int]:
+        found: list[int] = []
+        while True:
+            after = {"before": found[-1]} if found else {}
+            rows = (await admin.get("/api/requests", params={"sort": sort, "limit": 2, **after})).json()["requests"]
+            if not rows:
+                return found
+            found += [row["id"] for row in rows]
+
+    everything = (await admin.get("/api/requests")).json()["requests"]
+    took = {row["id"]: (row["durationMs"], row["id"]) for row in everything}
+    assert await pages("duration") == sorted(took, key=lambda one: took[one])
+    assert await pages("-duration") == sorted(took, key=lambda one: took[one], reverse=True)
+    assert await pages("started") == sorted(took)
+    first_token = {row["id"]: row["ttftMs"] for row in everything}
+    for sort in ("ttft", "-ttft"):
+        assert first_token[(await pages(sort))[-1]] is None
+    refused = await admin.get("/api/requests?sort=password")
+    assert (refused.status_code, refused.json()["error"][:18]) == (400, "`sort` wants one o")
+
+
+async def test_the_list_is_of_any_stretch_of_time(folder: Path, admin: httpx.AsyncClient) -> None:
+    at_s = now_us() // 1_000_000
+    for ago_s in (7200, 3600, 10):
+        served(folder, started_at_us=(at_s - ago_s) * 1_000_000)
+
+    async def listed(**asked: object) -> int:
+        answer = await admin.get("/api/requests", params={name: str(value) for name, value in asked.items()})
+        return len(answer.json()["requests"])
+
+    assert await listed(**{"from": at_s - 5000, "to": at_s - 1000}) == 1
+    assert await listed(**{"from": at_s - 5000}) == 2
+    assert (await admin.get("/api/requests?from=tomorrow")).status_code == 400
+    assert (await admin.get(f"/api/requests?from={at_s}&to={at_s}")).status_code == 400
+
+
+async def test_the_list_is_a_file_too(folder: Path, admin: httpx.AsyncClient) -> None:
+    served(folder, 3, source="=1+1")
+    served(folder, 2, model="qwen3:4b")
+    asked = {"model": "llama3:8b", "sort": "started"}
+    answer = await admin.get("/api/requests", params={**asked, "format": "csv"})
+    assert answer.headers["content-disposition"] == 'attachment; filename="requests.csv"'
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [(row["model"], row["source"], row["tokens_out"]) for row in rows] == [("llama3:8b", "'=1+1", "50")] * 3
+    answer = await admin.get("/api/requests", params={**asked, "format": "ndjson", "limit": 2})
+    lines = [json.loads(text) for text in answer.text.splitlines()]
+    assert [line["id"] for line in lines] == [1, 2]
+    assert lines[0]["started_at"].endswith("Z")
+    answer = await admin.get("/api/requests", params={**asked, "format": "parquet"})
+    (folder / "got.parquet").write_bytes(answer.content)
+    with duckdb.connect() as fresh:
+        found = fresh.execute(f"SELECT id, source FROM '{folder / 'got.parquet'}' ORDER BY id").fetchall()
+    assert found == [(1, "=1+1"), (2, "=1+1"), (3, "=1+1")]
+    assert not list((folder / "data" / "spool").glob(".*.parquet"))
+    assert (await admin.get("/api/requests?format=xls")).status_code == 400
