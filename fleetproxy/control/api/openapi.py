@@ -22,6 +22,7 @@ from litestar.handlers import ASGIRouteHandler, BaseRouteHandler, HTTPRouteHandl
 from litestar.types import ControllerRouterHandler
 
 from fleetproxy import __version__
+from fleetproxy.control.api.answers import ANSWERS, FURTHER, MEDIA
 from fleetproxy.control.api.guard import Policy, policy_of
 from fleetproxy.core.operation import Endpoint
 from fleetproxy.families import registry
@@ -65,6 +66,19 @@ _ERRORS: dict[str, Schema] = {
             "request_id": {"type": "string"},
         },
     },
+    "RpcError": {
+        "type": "object",
+        "required": ["jsonrpc", "error"],
+        "properties": {
+            "jsonrpc": {"const": "2.0"},
+            "id": {"type": ["string", "integer", "number", "null"]},
+            "error": {
+                "type": "object",
+                "required": ["code", "message"],
+                "properties": {"code": {"type": "integer"}, "message": {"type": "string"}, "data": {}},
+            },
+        },
+    },
     "AnthropicError": {
         "type": "object",
         "properties": {
@@ -77,6 +91,7 @@ _ERRORS: dict[str, Schema] = {
         },
     },
 }
+_REFUSAL: Schema = {"schema": {"$ref": "#/components/schemas/Refusal"}}
 _ERROR_OF = {"openai": "OpenAIError", "nfrx": "OpenAIError", "anthropic": "AnthropicError"}
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 _NO_WORD = re.compile(r"\W+")
@@ -136,7 +151,12 @@ def _tags(paths: Mapping[str, Mapping[str, Schema]]) -> set[str]:
 
 
 def _inference(endpoint: Endpoint, method: str) -> Schema:
-    error = {"$ref": f"#/components/schemas/{_ERROR_OF.get(endpoint.voice, 'Refusal')}"}
+    kind = "RpcError" if endpoint.family == "mcp" else _ERROR_OF.get(endpoint.voice, "Refusal")
+    error: Schema = {"$ref": f"#/components/schemas/{kind}"}
+    if kind == "RpcError":  # what the gate refuses has not been read as an RPC
+        error = {"anyOf": [error, _REFUSAL["schema"]]}
+    # A server's own refusal goes through as it is, whatever that is.
+    also: Schema = {"*/*": {"schema": {}}} if endpoint.shape in ("relay", "scatter") else {}
     operation: Schema = {
         "operationId": f"{endpoint.name}_{method.lower()}",
         "tags": [f"{endpoint.family}: {endpoint.dialect}" if endpoint.surface == "main" else f"/api/{endpoint.family}"],
@@ -145,7 +165,7 @@ def _inference(endpoint: Endpoint, method: str) -> Schema:
         "parameters": [*_path_parameters(endpoint.path), *_own_headers(endpoint)],
         "responses": {
             "200": {"description": "As the server answers.", "content": _answer(endpoint)},
-            "default": {"description": "Refused.", "content": {"application/json": {"schema": error}}},
+            "default": {"description": "Refused.", "content": {"application/json": {"schema": error}, **also}},
         },
         "security": [{}, *_KEYS],
     }
@@ -176,7 +196,9 @@ def _body(endpoint: Endpoint, method: str) -> Schema | None:
 
 
 def _answer(endpoint: Endpoint) -> Schema:
-    kinds = {"application/json": {"schema": {"type": "object"}}}
+    if endpoint.shape == "local" and endpoint.path == "/":
+        return {"text/plain": {"schema": {"type": "string"}}}
+    kinds: Schema = {"application/json": {"schema": {"type": "object"}}}
     marker = endpoint.marker_stream
     if marker is not None:
         kinds["application/x-ndjson" if marker.startswith("ndjson") else "text/event-stream"] = {
@@ -255,14 +277,13 @@ def _own(path: str, method: str, handler: BaseRouteHandler, schemas: dict[str, S
         "responses": {
             str(getattr(handler, "status_code", 200)): {
                 "description": "Done.",
-                "content": _content(function, path, schemas),
+                "content": _content(function, f"{method} {path}", schemas),
             },
+            **{status: {"description": text} for status, text in FURTHER.get(f"{method} {path}", {}).items()},
+            "default": {"description": "Refused.", "content": {"application/json": _REFUSAL}},
         },
         "security": _SECURITY[policy],
     }
-    if policy != "public":
-        refusal = {"schema": {"$ref": "#/components/schemas/Refusal"}}
-        operation["responses"]["default"] = {"description": "Refused.", "content": {"application/json": refusal}}
     if read.body is not None:
         operation["requestBody"] = {
             "required": True,
@@ -276,12 +297,15 @@ def _function(handler: BaseRouteHandler) -> Callable[..., Any]:
     return getattr(function, "value", function)
 
 
-def _content(function: Callable[..., Any], path: str, schemas: dict[str, Schema]) -> Schema:
-    answer = _hints(function).get("return")
+def _content(function: Callable[..., Any], call: str, schemas: dict[str, Schema]) -> Schema:
+    """What a call (`GET /api/servers`) answers: as the table of answers says, else as the handler is annotated."""
+    answer = ANSWERS.get(call, _hints(function).get("return"))
     if get_origin(answer) is Response:
         answer = get_args(answer)[0]
-    if path.endswith("/stream"):
-        return {"text/event-stream": {"schema": {"type": "string"}}}
+    kinds = MEDIA.get(call)
+    if kinds is not None:
+        json = {} if answer in (None, bytes) else _schema(answer, schemas)
+        return {kind: {"schema": json if kind == "application/json" else {"type": "string"}} for kind in kinds}
     if answer in (None, type(None), bytes, Any, inspect.Signature.empty):
         return {"application/json": {"schema": {}}}
     return {"application/json": {"schema": _schema(answer, schemas)}}
@@ -300,7 +324,13 @@ def _schema(shape: Any, schemas: dict[str, Schema]) -> Schema:
         (found,), components = msgspec.json.schema_components((shape,), ref_template="#/components/schemas/{name}")
     except (TypeError, ValueError):
         return {"type": "object"}
-    schemas.update(components)
+    for component in components.values():
+        # Our answers may grow: who reads them must not mind.
+        if component.get("additionalProperties") is False:
+            del component["additionalProperties"]
+    for name, component in components.items():
+        if schemas.setdefault(name, component) != component:
+            raise ValueError(f"two shapes of the API are called {name}")
     return found
 
 
