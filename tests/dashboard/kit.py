@@ -168,11 +168,16 @@ def accessible(page: Page) -> None:
         page.evaluate(script.read_text())
     found = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
     serious = [
-        f"{one['id']} ({one['impact']}): {one['help']}: " + "; ".join(node["html"][:200] for node in one["nodes"][:4])
+        f"{one['id']} ({one['impact']}): {one['help']}: "
+        + "; ".join(f"{node['html'][:200]} {_why(node)}" for node in one["nodes"][:4])
         for one in found
         if one["impact"] in _HARMFUL
     ]
     assert not serious, "\n".join(serious)
+
+
+def _why(node: dict[str, Any]) -> str:
+    return " ".join(str(node.get("failureSummary", "")).split())[:240]
 
 
 def repaint(page: Page, theme: Theme) -> None:
