@@ -66,7 +66,8 @@ class Floor:
     async def server_of(self, model: str) -> str | None:
         """Who answers for a model now. What no worker has goes to a configured server."""
         body = json.dumps({"model": model, "prompt": "", "stream": False}).encode()
-        return (await self.stage.ask("/api/generate", body)).header("x-fleet-backend")
+        answer = await self.stage.ask("/api/generate", body)
+        return answer.header("x-fleet-backend") if answer.status == 200 else None
 
     async def there(self, name: str, within_s: float) -> None:
         """Wait until the worker serves."""
