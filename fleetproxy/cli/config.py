@@ -25,6 +25,14 @@ show     print all settings as they hold, secrets masked; --origin says where ea
 schema   print the JSON schema of the configuration file, for editors
 env      list every environment variable"""
 
+_OF_COMMANDS = {
+    "FLEETPROXY_URL": "which fleetproxy to ask; then OLLAMA_HOST, then the one of this machine",
+    "FLEETPROXY_KEY": "the key to show (or FLEETPROXY_KEY_FILE, a file with it); then OLLAMA_API_KEY",
+    "FLEETPROXY_CONFIG": "the configuration file",
+    "NO_COLOR, FORCE_COLOR": "no colours; colours also where there is no terminal",
+    "SSL_CERT_FILE": "certificates to trust when asking at https://",
+}
+
 
 def run(words: list[str]) -> int:
     options = parser("config", examples=_EXAMPLES, says=_SAYS)
@@ -62,6 +70,9 @@ def _environment() -> int:
     print("Secrets, FLEETPROXY_SERVERS and FLEETPROXY_KEYS are also read from the file named by <NAME>_FILE.\n")
     for name, wants, doc in environment_names():
         print(f"{name}\n    {wants}{'. ' if doc else ''}{doc}")
+    print("\nOf the commands that call a running fleetproxy, and of what they print:\n")
+    for name, doc in _OF_COMMANDS.items():
+        print(f"{name:<28} {doc}")
     print("\nNames of other programs, read where none of the above and no file says otherwise:\n")
     for ancestor in ANCESTORS:
         print(f"{ancestor.name:<28} {', '.join(ancestor.keys) or 'host, port'}")

@@ -14,7 +14,7 @@ from fleetproxy.testing.spawned import FakeProcess, Spawned, until
 from tests.cli.spoken import KEY, SAME, Place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("cli")
     kinds = {

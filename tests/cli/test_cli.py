@@ -157,7 +157,7 @@ def test_config_schema_is_json_schema_with_meanings(tmp_path: Path) -> None:
 def test_every_variable_is_listed(tmp_path: Path) -> None:
     done = fleetproxy("help", "env", cwd=tmp_path)
     assert done.returncode == 0
-    for name in ("FLEETPROXY_PORT", "FLEETPROXY_POLL__INTERVAL_S", "OLLAMA_SERVERS", "METRICS_PORT"):
+    for name in ("FLEETPROXY_PORT", "FLEETPROXY_POLL__INTERVAL_S", "OLLAMA_SERVERS", "METRICS_PORT", "FLEETPROXY_KEY"):
         assert f"\n{name}" in done.stdout
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from fleetproxy.cli import COMMANDS
+from fleetproxy.testing.spawned import until
 from tests.cli.spoken import KEY, Place, say
 
 MODEL = "llama3.2:3b"
@@ -234,6 +235,35 @@ def test_drain_waits_until_a_server_is_empty(place: Place) -> None:
     nobody = place.say("drain", "nobody")
     assert nobody.code == 3
     assert "there is no server or worker 'nobody'" in nobody.err
+
+
+def test_a_dial_in_worker_is_drained_by_its_name(place: Place) -> None:
+    done = place.say("drain", "laptop", "--wait", "--within", "20")
+    assert done.code == 0, done.err
+    until(lambda: worker_status(place) == "draining", 5, "it is shown as draining")
+    assert place.say("undrain", "laptop").code == 0
+    until(lambda: worker_status(place) == "idle", 5, "it works again")
+
+
+def worker_status(place: Place) -> str:
+    shown = {one["name"]: one["status"] for one in place.say("status", "--json").json["backends"]}
+    return str(shown["laptop"])
+
+
+def test_explain_says_who_would_be_asked_and_why_not_the_others(place: Place) -> None:
+    said = place.say("explain", "--model", "qwen3:8b")
+    assert said.code == 0, said.err
+    assert said.out.startswith("qwen3:8b at /api/chat: ")
+    table = said.out.partition("\n\n")[2].splitlines()
+    assert table[0].split() == ["PLACE", "SERVER", "VERDICT", "MODEL", "BUSY", "LINE", "FREE", "VRAM", "WHY"]
+    assert any("big" in line and "chosen" in line for line in table)
+    assert any("small" in line and "model missing" in line for line in table)
+    value = place.say("explain", "--model", "qwen3:8b", "--pin", "big", "--json").json
+    assert [one["serverName"] for one in value["considered"] if one["verdict"] == "chosen"] == ["big"]
+    nobody = place.say("explain", "--model", MODEL, "--pin", "nobody")
+    assert nobody.code == 7
+    wrong = place.say("explain", "--model", MODEL, "--path", "/nonsense")
+    assert wrong.code == 1
 
 
 _CHAT = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}).encode()
