@@ -29,6 +29,8 @@ import header_words  # noqa: E402
 import llms  # noqa: E402
 
 REFERENCE = DOCS / "reference"
+#: Words whose second word changes their options.
+_KINDS = {"worker": ("asr", "mcp", "metrics")}
 
 _SETTINGS_HEAD = """\
 # Settings
@@ -134,6 +136,8 @@ def _commands() -> Iterator[str]:
     )
     for word in COMMANDS:
         yield f"\n## `fleetproxy {word}`\n\n```\n" + _help([word, "--help"]) + "```\n"
+        for kind in _KINDS.get(word, ()):
+            yield f"\n### `fleetproxy {word} {kind}`\n\n```\n" + _help([word, kind, "--help"]) + "```\n"
 
 
 def _help(words: list[str]) -> str:
