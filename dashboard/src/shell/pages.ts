@@ -32,6 +32,15 @@ export const PAGES: readonly Page[] = [
     load: () => import('$/pages/fleet/index.svelte'),
   },
   {
+    id: 'requests',
+    path: '/requests',
+    title: 'Requests',
+    icon: 'requests',
+    key: 'r',
+    group: 'Now',
+    load: () => import('$/pages/requests/index.svelte'),
+  },
+  {
     id: 'schedule',
     path: '/schedule',
     title: 'Schedule',
@@ -48,6 +57,15 @@ export const PAGES: readonly Page[] = [
     key: 'm',
     group: 'Manage',
     load: () => import('$/pages/models/index.svelte'),
+  },
+  {
+    id: 'workers',
+    path: '/workers',
+    title: 'Workers',
+    icon: 'workers',
+    key: 'w',
+    group: 'Manage',
+    load: () => import('$/pages/workers/index.svelte'),
   },
 ]
 
