@@ -74,6 +74,10 @@ faults-full *words:
 bench *words:
     {{python}} -m bench {{words}}
 
+# How quickly a history of ten million requests answers, and how fast rows are loaded.
+bench-analytics *words:
+    {{python}} -m bench.analytics {{words}}
+
 # Load tests (loadtests/README.md) on a fake fleet at two proxy processes; words after it go to them and to Locust.
 # Everything once, 30 s.
 load-smoke *words:

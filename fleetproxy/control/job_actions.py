@@ -5,17 +5,18 @@ preload     bring the target model into memory          options: keepAlive
 unload      let it go from memory
 pull        pull it (a newer version, too)
 prompt      ask it something                             options: prompt (required), timeoutS
-retention   forget rows of the analytics that are older  options: days (required)
-export      write the requests of the last days to a file in the data folder   options: days
+retention   forget rows of the analytics that are older  options: days (required), tables (all but the roll-ups)
+export      write the rows of the last days to files in the data folder, one for each table and day:
+            `exports/requests/date=2026-11-21/requests.parquet`      options: days, tables (requests), format (parquet)
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -42,12 +43,21 @@ class PromptOptions(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 600.0
 
 
+Kept = Literal[
+    "requests", "attempts", "model_events", "server_events", "system_metrics", "metric_samples", "job_runs",
+    "requests_hourly",
+]  # fmt: skip
+
+
 class RetentionOptions(msgspec.Struct, forbid_unknown_fields=True):
     days: Annotated[int, Meta(ge=1, le=3650)]
+    tables: Annotated[list[Kept], Meta(min_length=1)] | None = None
 
 
 class ExportOptions(msgspec.Struct, forbid_unknown_fields=True):
     days: Annotated[int, Meta(ge=1, le=3650)] = 7
+    tables: Annotated[list[Kept], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["requests"])
+    format: Literal["parquet", "csv", "ndjson"] = "parquet"
 
 
 OPTIONS: dict[str, type[msgspec.Struct]] = {
@@ -64,11 +74,11 @@ OPTIONS: dict[str, type[msgspec.Struct]] = {
 class Upkeep(Protocol):
     """What the analytics store does for jobs."""
 
-    async def forget(self, before: datetime) -> int:
+    async def forget(self, before: datetime, tables: Collection[str] | None = None) -> int:
         """Drop rows older than that; how many."""
 
-    async def export(self, since: datetime, target: Path) -> int:
-        """Write the requests since then to a file; how many rows."""
+    async def export(self, tables: Collection[str], since: datetime, form: str, folder: Path) -> tuple[int, int]:
+        """Write the rows since then to files; how many rows, in how many files."""
 
 
 def check_options(action: str, options: object) -> dict[str, Any]:
@@ -139,15 +149,14 @@ class Actions:
         return f"{backend.name} answered with {len(said)} characters"
 
     async def _retention(self, job: Job, options: RetentionOptions) -> str:
-        dropped = await self._store().forget(self._now() - timedelta(days=options.days))
+        dropped = await self._store().forget(self._now() - timedelta(days=options.days), options.tables)
         return f"forgot {dropped} rows older than {options.days} days"
 
     async def _export(self, job: Job, options: ExportOptions) -> str:
-        now = self._now()
+        since = self._now() - timedelta(days=options.days)
         await asyncio.to_thread(self._exports.mkdir, mode=0o700, parents=True, exist_ok=True)
-        target = self._exports / f"requests-{now:%Y%m%dT%H%M%SZ}.ndjson.gz"
-        rows = await self._store().export(now - timedelta(days=options.days), target)
-        return f"wrote {rows} requests to {target.name}"
+        rows, files = await self._store().export(options.tables, since, options.format, self._exports)
+        return f"wrote {rows} rows of {', '.join(options.tables)} to {files} files in {self._exports.name}/"
 
     def _store(self) -> Upkeep:
         upkeep = self._upkeep()

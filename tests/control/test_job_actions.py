@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,8 +25,8 @@ class World:
     def __init__(self, fakes: list[Fake], caller: HttpxClient, exports: Path) -> None:
         self.fakes = fakes
         self.seen: list[tuple[Backend, BackendState]] = []
-        self.forgotten: list[datetime] = []
-        self.exported: list[tuple[datetime, Path]] = []
+        self.forgotten: list[tuple[datetime, Any]] = []
+        self.exported: list[tuple[Any, ...]] = []
         self.actions = Actions(
             self,
             caller,
@@ -40,13 +41,13 @@ class World:
 
     async def apply(self) -> None: ...
 
-    async def forget(self, before: datetime) -> int:
-        self.forgotten.append(before)
+    async def forget(self, before: datetime, tables: Collection[str] | None = None) -> int:
+        self.forgotten.append((before, tables))
         return 42
 
-    async def export(self, since: datetime, target: Path) -> int:
-        self.exported.append((since, target))
-        return 7
+    async def export(self, tables: Collection[str], since: datetime, form: str, folder: Path) -> tuple[int, int]:
+        self.exported.append((tables, since, form, folder))
+        return 7, 2
 
     def see(
         self,
@@ -177,9 +178,14 @@ async def test_a_server_that_breaks_is_an_error_with_words(world: World) -> None
 
 async def test_the_store_is_kept_small_and_exported(world: World, tmp_path: Path) -> None:
     assert await world.do("retention", days=30) == "forgot 42 rows older than 30 days"
-    assert world.forgotten == [NOW - timedelta(days=30)]
-    assert await world.do("export") == "wrote 7 requests to requests-20261101T120000Z.ndjson.gz"
-    assert world.exported == [(NOW - timedelta(days=7), tmp_path / "exports" / "requests-20261101T120000Z.ndjson.gz")]
+    await world.do("retention", days=1, tables=["system_metrics"])
+    assert world.forgotten == [(NOW - timedelta(days=30), None), (NOW - timedelta(days=1), ["system_metrics"])]
+    assert await world.do("export") == "wrote 7 rows of requests to 2 files in exports/"
+    await world.do("export", days=1, tables=["attempts", "job_runs"], format="csv")
+    assert world.exported == [
+        (["requests"], NOW - timedelta(days=7), "parquet", tmp_path / "exports"),
+        (["attempts", "job_runs"], NOW - timedelta(days=1), "csv", tmp_path / "exports"),
+    ]
 
 
 async def test_a_plan_does_nothing(world: World) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import gzip
+import csv
+import io
 import json
 import stat
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from fleetproxy.control.analytics import schema
+from fleetproxy.control.analytics import export, rollups, schema
 from fleetproxy.control.analytics.database import open_store
 from fleetproxy.control.analytics.retention import SWEEP_S, Retention
 from fleetproxy.control.analytics.upkeep import StoreUpkeep
@@ -93,23 +94,111 @@ class Shelves:
         return work(self.connection.cursor())
 
 
-async def test_requests_are_written_to_a_file_whole(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
-    put(connection, 1, 2, 30)
-    target = tmp_path / "requests.ndjson.gz"
-    assert await StoreUpkeep(Shelves(connection), lambda: NOW).export(NOW - timedelta(days=7), target) == 2
-    rows = [json.loads(line) for line in gzip.decompress(target.read_bytes()).splitlines()]
-    assert [row["started_at"] for row in rows] == ["2026-10-30T12:00:00.000000Z", "2026-10-31T12:00:00.000000Z"]
-    assert rows[0]["model"] == "phi 🦙"
-    assert set(rows[0]) == {column.name for column in schema.REQUESTS.columns}
-    assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    assert list(tmp_path.glob("*.unfinished")) == []
+async def test_rows_are_written_to_a_file_for_each_day(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    put(connection, 0, 1, 1.2, 2, 30)
+    folder = tmp_path / "exports"
+    keeper = StoreUpkeep(Shelves(connection), lambda: NOW)
+    since = NOW - timedelta(days=7)
+    assert await keeper.export(["requests", "job_runs"], since, "parquet", folder) == (4, 3)
+    written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+    assert written == [f"requests/date=2026-{day}/requests.parquet" for day in ("10-30", "10-31", "11-01")]
+    assert all(stat.S_IMODE((folder / name).stat().st_mode) == 0o600 for name in written)
+    everywhere = f"read_parquet('{folder}/requests/*/*.parquet', hive_partitioning = true)"
+    with duckdb.connect() as reader:
+        rows = reader.execute(f"SELECT date::VARCHAR, started_at, model FROM {everywhere} ORDER BY 2").fetchall()
+        columns = [row[0] for row in reader.execute(f"DESCRIBE SELECT * FROM {everywhere}").fetchall()]
+    assert [row[0] for row in rows] == ["2026-10-30", "2026-10-31", "2026-10-31", "2026-11-01"]
+    assert all(row[1].date().isoformat() == row[0] and row[2] == "phi 🦙" for row in rows)
+    assert columns == [*(column.name for column in schema.REQUESTS.columns), "date"]
+    # What has come since is in the next one, and nothing twice.
+    put(connection, 0.1)
+    assert await keeper.export(["requests"], since, "parquet", folder) == (5, 3)
+    assert len(list(folder.rglob("*.*"))) == 3
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+async def test_a_day_that_is_being_forgotten_stays_as_it_was_written(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, form: str
+) -> None:
+    put(connection, 0, 2, 2.1)
+    first = await StoreUpkeep(Shelves(connection), lambda: NOW).export(
+        ["requests"], NOW - timedelta(days=7), form, tmp_path / "exports"
+    )
+    assert first == (3, 2)
+    put(connection, 2.2)  # the oldest day, too, is written anew while it grows
+    folder = tmp_path / "exports"
+    keeper = StoreUpkeep(Shelves(connection), lambda: NOW)
+    assert await keeper.export(["requests"], NOW - timedelta(days=7), form, folder) == (4, 2)
+    connection.execute("DELETE FROM requests WHERE started_at < ?", [(NOW - timedelta(days=2.05)).replace(tzinfo=None)])
+    assert await keeper.export(["requests"], NOW - timedelta(days=7), form, folder) == (1, 1)
+    with duckdb.connect() as reader:
+        everything = export.FORMATS[form].reader.format(f"'{folder}/*/*/*.*'")
+        assert reader.execute(f"SELECT count(*) FROM {everything}").fetchone() == (4,)
+
+
+def span(table: str, days: float) -> export.Span:
+    return export.Span(table, NOW - timedelta(days=days), NOW)
+
+
+HOSTILE = ["=1+1", "+x", "-x", "@x", "\tx", "plain", 'quo"te,', "line\nfeed", "🦙", None]
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_every_table_can_be_written_in_every_format(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, form: str
+) -> None:
+    """X-13: text that a spreadsheet would run is made harmless in CSV, and there alone."""
+    at = (NOW - timedelta(hours=1)).replace(tzinfo=None)
+    for number, text in enumerate(HOSTILE):
+        connection.execute(
+            "INSERT INTO requests (request_id, started_at, model) VALUES (?, ?, ?)", [f"{number}", at, text]
+        )
+    connection.execute("INSERT INTO metric_samples VALUES (?, 'm', '{\"a\": 1}', 1.5)", [at])
+    connection.execute("INSERT INTO system_metrics (polled_at, recent_boots) VALUES (?, ['a', '=b'])", [at])
+    rollups.mark(connection, [NOW_US - rollups.HOUR_US], 0)
+    rollups.Rollups().step(connection, NOW_US + rollups.HOUR_US)
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    for table in export.TABLES:
+        target = folder / f"{table}.{form}"
+        rows = export.write_rows(connection, span(table, 1), form, target)
+        assert rows == {"requests": 10, "metric_samples": 1, "system_metrics": 1, "requests_hourly": 18}.get(table, 0)
+        assert not list(folder.glob("*.unfinished"))
+    target = folder / f"requests.{form}"
+    if form == "csv":
+        shown = [row["model"] or None for row in csv.DictReader(io.StringIO(target.read_text()))]
+        assert shown == [f"'{text}" if text and text[0] in "=+-@\t" else text for text in HOSTILE]
+        samples = next(csv.DictReader(io.StringIO((folder / "metric_samples.csv").read_text())))
+        assert samples == {
+            "sampled_at": "2026-11-01T11:00:00.000000Z",
+            "name": "m",
+            "labels": '{"a":1}',
+            "value": "1.5",
+        }
+    elif form == "ndjson":
+        lines = [json.loads(line) for line in target.read_text().splitlines()]
+        assert [line["model"] for line in lines] == HOSTILE
+        assert lines[0]["started_at"] == "2026-11-01T11:00:00.000000Z"
+    else:
+        with duckdb.connect() as reader:
+            assert [row[0] for row in reader.execute(f"SELECT model FROM '{target}'").fetchall()] == HOSTILE
+            kinds = {row[0]: row[1] for row in reader.execute(f"DESCRIBE FROM '{target}'").fetchall()}
+        assert kinds == {column.name: column.type.partition(" DEFAULT")[0] for column in schema.REQUESTS.columns}
+
+
+def test_files_are_written_nowhere_else(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere.parquet"
+    with pytest.raises(duckdb.PermissionException):
+        export.write_rows(connection, span("requests", 1), "parquet", target)
+    assert list(tmp_path.glob("elsewhere*")) == []
 
 
 async def test_a_failed_export_leaves_no_file(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
-    connection.execute("DROP TABLE requests CASCADE")
+    put(connection, 0)
+    connection.execute("ALTER TABLE requests DROP COLUMN model")
     with pytest.raises(duckdb.Error):
-        await StoreUpkeep(Shelves(connection)).export(NOW, tmp_path / "x.gz")
-    assert list(tmp_path.glob("x.gz*")) == []
+        await StoreUpkeep(Shelves(connection), lambda: NOW).export(["requests"], NOW, "parquet", tmp_path / "exports")
+    assert not [path for path in (tmp_path / "exports").rglob("*") if path.is_file()]
 
 
 async def test_forgetting_waits_until_it_is_done(connection: duckdb.DuckDBPyConnection) -> None:

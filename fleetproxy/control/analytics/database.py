@@ -8,7 +8,7 @@
     damaged write-ahead log          only that log is set aside: the rows since the last checkpoint are lost
 
 DuckDB's settings belong to the instance, not to a connection; `harden` closes it for everybody, user SQL included:
-no files but the spool's, no extensions, no changes of settings.
+no files but those of spool and exports, no extensions, no changes of settings.
 """
 
 # ruff: noqa: S608  (SQL here is made of our own tables' names)
@@ -55,6 +55,8 @@ _MESSAGES: tuple[tuple[str, Trouble], ...] = (
     ("Read-only file system", "unusable"),
     ("database has been invalidated", "invalidated"),
 )
+#: Folder beside the file where copies of rows go.
+EXPORTS = "exports"
 #: Damaged files kept; older ones make room.
 KEEP_DAMAGED = 3
 _HEADER = struct.Struct("<8x4sQ")
@@ -120,8 +122,8 @@ def open_store(path: Path, spool: Path, settings: Analytics, now_us: int) -> Ope
     raise StoreError("failed", f"the analytics file {path} could not be made anew; see the log")
 
 
-def open_read_only(path: Path, settings: Analytics) -> duckdb.DuckDBPyConnection:
-    """The file of a fleetproxy that does not run, for reading. Raises StoreError."""
+def open_read_only(path: Path, settings: Analytics, *writable: Path) -> duckdb.DuckDBPyConnection:
+    """The file of a fleetproxy that does not run, for reading, and folders to write copies to. Raises StoreError."""
     if not path.exists():
         raise StoreError("unusable", f"there is no analytics file at {path} yet: nothing has been recorded")
     connection = None
@@ -129,7 +131,7 @@ def open_read_only(path: Path, settings: Analytics) -> duckdb.DuckDBPyConnection
         _check_header(path)
         connection = duckdb.connect(str(path), read_only=True, config=_config(path, settings))
         _check_version(connection)
-        harden(connection, None)
+        harden(connection, *writable)
     except (duckdb.Error, OSError, StoreError) as error:
         if connection is not None:
             connection.close()
@@ -138,11 +140,12 @@ def open_read_only(path: Path, settings: Analytics) -> duckdb.DuckDBPyConnection
     return connection
 
 
-def harden(connection: duckdb.DuckDBPyConnection, spool: Path | None) -> None:
-    """Close the instance: from now on it reaches nothing but its own file and the spool, and no setting changes."""
+def harden(connection: duckdb.DuckDBPyConnection, *folders: Path) -> None:
+    """Close the instance: from now on it reaches nothing but its own file and these folders, and no setting changes."""
     connection.execute("SET timezone = 'UTC'")
-    if spool is not None:
-        connection.execute("SET allowed_directories = [?]".replace("?", quote(str(spool.absolute()))))
+    if folders:
+        allowed = ", ".join(quote(str(folder.absolute())) for folder in folders)
+        connection.execute(f"SET allowed_directories = [{allowed}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
 
@@ -185,7 +188,7 @@ def _open(path: Path, spool: Path, settings: Analytics, now_us: int, set_aside: 
         batch = connection.execute("SELECT coalesce(max(batch), 0) FROM segments").fetchone()
         assert store_id
         assert batch
-        harden(connection, spool)
+        harden(connection, spool, path.parent / EXPORTS)
     except BaseException:
         connection.close()
         raise
@@ -202,6 +205,8 @@ def _config(path: Path, settings: Analytics) -> dict[str, str | bool | int | flo
         "memory_limit": f"{settings.memory_bytes}B",
         "temp_directory": str(path.with_suffix(".tmp")),
         "max_temp_directory_size": f"{4 * settings.memory_bytes}B",
+        # Rows loaded at full speed are then written down once, not twice: a fifth faster, replayed in half a second.
+        "checkpoint_threshold": "64MB",
         # Half the machine at most: the other half serves requests.
         "threads": str(max(1, min(4, (os.cpu_count() or 2) // 2))),
     }

@@ -53,22 +53,24 @@ _SIGHTINGS = """
         QUALIFY row_number() OVER (PARTITION BY server_id, model ORDER BY occurred_at DESC, id DESC) = 1
     ) WHERE event IN ('loaded', 'unloaded') AND model IS NOT NULL ORDER BY occurred_at, id
 """
-_REQUEST_COUNTS = """
-    WITH minutes AS (
-        SELECT server_id, coalesce(model_served, model) AS model, source, date_trunc('minute', started_at) AS minute,
-            count(*) AS n, sum(total_ms) AS total_ms
-        FROM requests WHERE started_at >= ? AND coalesce(model_served, model) IS NOT NULL
-        GROUP BY ALL
-    )
-    SELECT server_id AS serverId, model AS modelName, source, minute, n AS count, total_ms AS totalMs FROM minutes
-"""
+#: Each over the requests since then. Three plain passes are several times quicker than one over every minute's groups.
 _COUNTS = {
-    "by_server": "SELECT serverId, modelName, sum(count)::BIGINT AS count FROM c GROUP BY ALL",
-    "by_source": "SELECT source, modelName, sum(count)::BIGINT AS count FROM c GROUP BY ALL",
+    "by_server": """
+        SELECT server_id AS serverId, coalesce(model_served, model) AS modelName, count(*) AS count
+        FROM requests WHERE started_at >= ? AND coalesce(model_served, model) IS NOT NULL GROUP BY ALL
+    """,
+    "by_source": """
+        SELECT source, coalesce(model_served, model) AS modelName, count(*) AS count
+        FROM requests WHERE started_at >= ? AND coalesce(model_served, model) IS NOT NULL GROUP BY ALL
+    """,
     "by_model": """
-        SELECT modelName, sum(count)::BIGINT AS count, sum(totalMs) / sum(count) AS avgDurationMs,
-            max(perMinute)::BIGINT AS busiestMinuteCount
-        FROM (SELECT *, sum(count) OVER (PARTITION BY modelName, minute) AS perMinute FROM c) GROUP BY ALL
+        SELECT modelName, sum(n)::BIGINT AS count, sum(total_ms) / sum(n) AS avgDurationMs,
+            max(n)::BIGINT AS busiestMinuteCount
+        FROM (
+            SELECT coalesce(model_served, model) AS modelName, count(*) AS n, sum(total_ms) AS total_ms
+            FROM requests WHERE started_at >= ? AND coalesce(model_served, model) IS NOT NULL
+            GROUP BY modelName, epoch_us(started_at) // 60000000
+        ) GROUP BY modelName
     """,
 }
 _MISSING = """
@@ -101,10 +103,7 @@ class History:
 
     async def request_counts(self, since: datetime) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         def work(cursor: Any) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-            return {
-                name: _mappings(cursor.execute(f"WITH c AS ({_REQUEST_COUNTS}) {question}", [_naive(since)]))
-                for name, question in _COUNTS.items()
-            }
+            return {name: _mappings(cursor.execute(question, [_naive(since)])) for name, question in _COUNTS.items()}
 
         return await self._reader.read(work)
 

@@ -2,7 +2,7 @@
 
 The walls, each enough for what it guards:
 
-    the instance    no files but the spool's, no extensions, settings locked (`database.harden`)
+    the instance    no files but those of spool and exports, no extensions, settings locked (`database.harden`)
     the transaction READ ONLY
     the statement   one SELECT, or EXPLAIN of one; of table functions only `TABLE_FUNCTIONS`; no tables by file name
     the caller      an administrator; two queries at once; `analytics.query_timeout_s`, then an interrupt

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -27,15 +26,14 @@ from fleetproxy.control.api.guard import USER
 from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, hours, integer, stamp
 from fleetproxy.control.api.requests import MAX_HOURS, records_of
 from fleetproxy.control.services import services_of
+from fleetproxy.core.moments import microseconds, moment
 from fleetproxy.core.residency import Interval, intervals
 from fleetproxy.errors import BadRequest
 
 _MAX_CHARACTERS = 512
 MAX_STAYS = 5000
-_SECONDS = re.compile(r"\d{1,11}(\.\d{1,6})?", re.ASCII)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_MOMENT = {"type": "string", "description": "ISO 8601, or seconds since the epoch."}
+_MOMENT = {"type": "string", "description": "ISO 8601, seconds since the epoch, or how long ago: 7d, 12h."}
 _WINDOW: dict[str, Any] = {
     "hours": {"type": "number", "default": 24, "maximum": MAX_HOURS, "description": "Unless `from` is given."},
     "from": _MOMENT,
@@ -104,8 +102,8 @@ async def series(request: Request[Any, Any, Any]) -> Response[Series]:
     since, until = window(request)
     asked = request.query_params
     question = Question(
-        since_us=_us(since),
-        until_us=_us(until),
+        since_us=microseconds(since),
+        until_us=microseconds(until),
         bucket_s=BUCKETS.get(_word(asked.get("bucket"), ("auto", *BUCKETS), "bucket")),
         group_by=_word(asked.get("group_by"), GROUPS, "group_by"),
         metrics=metrics_of(asked.get("metrics", "")),
@@ -141,8 +139,8 @@ def window(request: Request[Any, Any, Any]) -> tuple[datetime, datetime]:
     """The time asked about: `from` and `to`, else the last `hours`. Raises BadRequest."""
     asked = request.query_params
     now = services_of(request).now()
-    until = _moment(asked.get("to"), "to") or now
-    since = _moment(asked.get("from"), "from") or until - timedelta(hours=hours(request, 24, MAX_HOURS))
+    until = _moment(asked.get("to"), "to", now) or now
+    since = _moment(asked.get("from"), "from", now) or until - timedelta(hours=hours(request, 24, MAX_HOURS))
     if since >= until:
         raise BadRequest("`from` must be before `to`")
     if until - since > timedelta(hours=MAX_HOURS):
@@ -150,27 +148,13 @@ def window(request: Request[Any, Any, Any]) -> tuple[datetime, datetime]:
     return since, until
 
 
-def _moment(text: str | None, name: str) -> datetime | None:
+def _moment(text: str | None, name: str, now: datetime) -> datetime | None:
     if not text:
         return None
     try:
-        if _SECONDS.fullmatch(text):
-            found = _EPOCH + timedelta(seconds=float(text))
-        else:
-            # A plus sign that was not encoded comes as a space.
-            found = datetime.fromisoformat(text.strip().replace(" ", "+" if "T" in text else "T"))
-            found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise BadRequest(
-            f"`{name}` wants an instant such as 2026-11-21T12:00:00Z, or seconds since the epoch"
-        ) from None
-    if not 1970 <= found.year <= 9000:
-        raise BadRequest(f"`{name}` is out of range")
-    return found
-
-
-def _us(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+        return moment(text, now)
+    except ValueError as error:
+        raise BadRequest(f"`{name}` {error}") from None
 
 
 def _word(text: str | None, known: tuple[str, ...], name: str) -> str:
