@@ -29,6 +29,8 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SLOW = {"e2e", "serve", "dashboard", "cli", "bench", "loadtests"}
+#: Longest of all: it installs everything anew.
+LONGEST = "test_tutorial.py"
 #: A test over its time is told so again this often: the first word is lost if it meets a task nobody waits for.
 TOLD_AGAIN_EVERY_S = 10
 #: The timer of a test stops when the test fails; its fixtures get this long to end.
@@ -38,7 +40,7 @@ TEARDOWN_S = 60
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with whole services in them begin first: they take longest, and mostly wait."""
-    items.sort(key=lambda item: item.path.parent.name not in SLOW)
+    items.sort(key=lambda item: (item.path.name != LONGEST, item.path.parent.name not in SLOW))
 
 
 @pytest.hookimpl(tryfirst=True)

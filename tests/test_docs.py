@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +35,8 @@ GENERATED = (
     "settings.md", "commands.md", "tables.md", "metrics.md", "api.md", "endpoints.md", "errors.md", "headers.md",
     "fleetproxy.schema.json",
 )  # fmt: skip
+#: In CI a program that is missing is a failure.
+ALL = os.environ.get("FLEETPROXY_TEST_ALL") == "1"
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _SHELL = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
@@ -312,3 +316,59 @@ def test_runnable_blocks_are_marked_well() -> None:
     found = [block for page in documents() for block in blocks(page)]
     assert len(found) > 20
     assert {block.words for block in found} <= {"", "install", "needs prometheus"}
+
+
+# --- files of other programs -----------------------------------------------------------------------------------------
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        assert not ALL, f"install {name}"
+        pytest.skip(f"needs {name}")
+    return found
+
+
+def _shown(page: str, language: str) -> list[str]:
+    text = (DOCS / "how-to" / page).read_text()
+    found = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert found
+    return found
+
+
+def test_nginx_takes_the_configuration_for_it(tmp_path: Path) -> None:
+    nginx = _program("nginx")
+    _put_certificates(tmp_path)
+    (tmp_path / "fullchain.pem").rename(tmp_path / "fleet.pem")
+    (tmp_path / "privkey.pem").rename(tmp_path / "fleet.key")
+    (inside,) = _shown("reverse-proxy.md", "nginx")
+    inside = inside.replace("/etc/ssl", str(tmp_path)).replace("listen 443", f"listen unix:{tmp_path}/s")
+    places = "".join(
+        f"{name}_temp_path {tmp_path}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = tmp_path / "nginx.conf"
+    config.write_text(
+        f"pid {tmp_path}/pid; error_log stderr; events {{}}\nhttp {{ access_log off;\n{places}{inside}}}\n"
+    )
+    done = subprocess.run([nginx, "-t", "-c", str(config)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_prometheus_takes_the_configuration_for_it(tmp_path: Path) -> None:
+    promtool = _program("promtool")
+    (tmp_path / "rules").mkdir()
+    for rules in (TOP / "deploy/prometheus/rules").glob("*.yml"):
+        shutil.copy(rules, tmp_path / "rules")
+    for number, text in enumerate(_shown("prometheus-grafana.md", "yaml")):
+        config = tmp_path / f"{number}.yml"
+        config.write_text(text)
+        done = subprocess.run([promtool, "check", "config", str(config)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_told() -> None:
+    page = (DOCS / "how-to/prometheus-grafana.md").read_text()
+    rules = (TOP / "deploy/prometheus/rules/alerts.yml").read_text()
+    alerts = set(re.findall(r"- alert: (\w+)", rules))
+    assert alerts
+    assert alerts == set(re.findall(r"`(Fleetproxy\w+)`", page))
