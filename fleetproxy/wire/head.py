@@ -50,6 +50,7 @@ NOT_FORWARDED = frozenset(
         b"access-control-request-headers",
         b"x-fleet-client",
         b"x-fleet-scheme",
+        b"x-fleet-roles",
         b"x-fleet-queue-events",
     }
 )

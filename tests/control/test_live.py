@@ -193,6 +193,28 @@ async def test_a_stream_says_goodbye_when_its_session_ends(running: Running, mon
             assert await stream.next() == ("end", None)
 
 
+@pytest.mark.parametrize("change", ["demoted", "deleted"])
+async def test_a_stream_ends_when_its_user_is_demoted_or_deleted(
+    running: Running, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """A-10: an open stream does not outlive the rights it was opened with."""
+    from fleetproxy.control.api import stream as streams
+
+    monkeypatch.setattr(streams, "STILL_S", 0.05)
+    async with running.browser() as root, running.browser() as bob:
+        assert (await root.post("/api/auth/setup", json={"username": "root", "password": PASSWORD})).is_success
+        user = {"username": "bob", "password": PASSWORD, "isAdmin": True}
+        number = (await root.post("/api/users", json=user)).json()["id"]
+        assert (await bob.post("/api/auth/login", json=user)).is_success
+        async with watching(running, cookie=f"fleet_session={bob.cookies['fleet_session']}") as stream:
+            await stream.until("pulls")
+            if change == "demoted":
+                assert (await root.patch(f"/api/users/{number}", json={"isAdmin": False})).is_success
+            else:
+                assert (await root.delete(f"/api/users/{number}")).is_success
+            assert await stream.until("bye") == {"reason": "unauthorized"}
+
+
 async def test_a_stream_says_goodbye_when_control_leaves(running: Running) -> None:
     async with watching(running) as stream:
         await stream.until("fleet")

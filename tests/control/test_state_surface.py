@@ -166,7 +166,7 @@ async def test_head_of_a_stream_is_answered_and_over(start: Any) -> None:
 
 
 async def test_a_stream_ends_when_its_key_is_revoked(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A-44: nobody looks on after their credentials have gone."""
+    """A-10: nobody looks on after their credentials have gone."""
     from fleetproxy.control.api import stream
 
     monkeypatch.setattr(stream, "STILL_S", 0.05)

@@ -257,3 +257,22 @@ async def test_a_key_is_not_made_for_a_user_deleted_meanwhile(control: Control) 
     answers = await asyncio.gather(admin.delete("/api/users/2"), admin.post("/api/users/2/api-key"))
     assert answers[0].status_code == 200
     assert await control.services.principals() == {}
+
+
+async def test_fields_that_are_not_theirs_change_nothing(control: Control) -> None:
+    """A-20: whatever a body claims beside its own fields, nothing of it is taken."""
+    admin = await control.admin()
+    bob = await control.user(admin, "bob")
+    number = bob.user_id  # type: ignore[attr-defined]
+    before = (await admin.get("/api/users")).json()
+    claims = {"id": 1, "username": "root", "role": "admin", "is_admin": True, "admin": True, "createdAt": "1970-01-01"}
+    for method in (bob.put, bob.patch):
+        assert (await method(f"/api/users/{number}", json=claims)).json() == {"ok": True}
+    key = (await bob.post(f"/api/users/{number}/api-key", json={"label": "x", "userId": 1, **claims})).json()["key"]
+    assert key["userId"] == number
+    asked = {"username": "eve", "password": "correct horse 7", "id": 1, "role": "admin"}
+    made = (await admin.post("/api/users", json=asked)).json()
+    assert (made["id"], made["isAdmin"]) == (number + 1, False)
+    await admin.delete(f"/api/users/{made['id']}")
+    assert (await admin.get("/api/users")).json() == before
+    assert (await bob.get("/api/users")).status_code == 403
