@@ -17,8 +17,9 @@ from fleetproxy.control.api.guard import Guard
 from fleetproxy.control.api.peer import is_head
 from fleetproxy.errors import MethodRefused
 
-#: A watcher that does not take a frame in this time is let go.
+#: A watcher that does not take a part of a frame in this time is let go.
 SEND_S = 10.0
+PART_BYTES = 128 * 1024
 #: How often credentials are looked at.
 STILL_S = 5.0
 _HEAD = [
@@ -110,11 +111,12 @@ async def serve(scope: Scope, receive: Receive, send: Send, source: Source, stil
 
 
 async def _sent(send: Send, piece: bytes, source: Source) -> bool:
-    if not piece:
-        return True
     try:
-        async with asyncio.timeout(SEND_S):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        # Whoever is slow has time for each part: the first state of a large fleet has megabytes.
+        for start in range(0, len(piece), PART_BYTES):
+            async with asyncio.timeout(SEND_S):
+                part = piece[start : start + PART_BYTES]
+                await send({"type": "http.response.body", "body": part, "more_body": True})
     except TimeoutError:
         source.too_slow()
         return False
