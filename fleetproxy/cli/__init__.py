@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("stop", "Let a model go from memory"),
     "rm": ("rm", "Delete a model from a server's disk"),
     "query": ("query", "Ask the request history in SQL"),
+    "export": ("export", "Write the request history to a Parquet, CSV or JSON lines file"),
     "users": ("users", "List, add and remove the users of the dashboard"),
     "keys": ("keys", "List, make and revoke API keys"),
     "backup": ("backup", "Copy users, keys, servers and jobs to a file"),

@@ -54,11 +54,7 @@ def _ask_running(live: Running, settings: Settings, sql: str, wait_s: float) -> 
             if time.monotonic() < deadline_s:
                 time.sleep(0.1)
                 continue
-            raise AskError(
-                "unreachable",
-                f"a fleetproxy runs with this data folder (process {live.pid}), but its control process does not "
-                f"answer: {error}; try again in a moment, or look at its log",
-            ) from None
+            raise unreachable(live, error) from None
         except TimeoutError:
             raise AskError("timeout", "control did not answer in time") from None
         except (OSError, http.client.HTTPException) as error:
@@ -69,18 +65,31 @@ def _ask_running(live: Running, settings: Settings, sql: str, wait_s: float) -> 
         types = tuple(column["type"] for column in answer["columns"])
         return Answer(names, types, answer["rows"], answer["truncated"])
     said = str(answer.get("error") or f"control answered with HTTP {status}")
-    raise AskError(_KINDS.get(status, "unreachable"), said)
+    raise AskError(KINDS.get(status, "unreachable"), said)
 
 
-_KINDS = {400: "query", 413: "query", 401: "refused", 403: "refused", 429: "busy", 504: "timeout"}
+KINDS = {400: "query", 413: "query", 401: "refused", 403: "refused", 429: "busy", 504: "timeout"}
+
+
+def unreachable(live: Running, error: OSError) -> AskError:
+    return AskError(
+        "unreachable",
+        f"a fleetproxy runs with this data folder (process {live.pid}), but its control process does not "
+        f"answer: {error}; try again in a moment, or look at its log",
+    )
+
+
+def local_key(runtime: Path) -> str:
+    """What opens control's door for its own user. Raises AskError, FileNotFoundError."""
+    try:
+        return (runtime / "local.key").read_text().strip()
+    except PermissionError:
+        raise AskError("refused", f"{runtime} belongs to another user; ask as the user fleetproxy runs as") from None
 
 
 def _post(runtime: Path, body: bytes, timeout_s: float) -> tuple[int, dict[str, Any]]:
-    try:
-        key = (runtime / "local.key").read_text().strip()
-    except PermissionError:
-        raise AskError("refused", f"{runtime} belongs to another user; ask as the user fleetproxy runs as") from None
-    connection = _UnixConnection(runtime / "control.sock", timeout_s)
+    key = local_key(runtime)
+    connection = UnixConnection(runtime / "control.sock", timeout_s)
     try:
         headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
         connection.request("POST", "/api/query", body, headers)
@@ -95,7 +104,7 @@ def _post(runtime: Path, body: bytes, timeout_s: float) -> tuple[int, dict[str, 
     return answer.status, decoded if isinstance(decoded, dict) else {}
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
         self._path = path
@@ -136,10 +145,10 @@ def _ask_file(folder: Path, settings: Settings, sql: str) -> tuple[Answer, str |
     finally:
         timer.cancel()
         connection.close()
-    return found, _unloaded(folder / "spool")
+    return found, not_loaded(folder / "spool")
 
 
-def _unloaded(spool: Path) -> str | None:
+def not_loaded(spool: Path) -> str | None:
     """A remark when rows still wait beside the file."""
     waiting = sum(1 for path in spool.glob("*") if path.suffix in (".ndjson", ".open") and path.stat().st_size)
     if not waiting:

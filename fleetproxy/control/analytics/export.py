@@ -69,13 +69,6 @@ def write_rows(cursor: duckdb.DuckDBPyConnection, span: Span, form: str, target:
     )
 
 
-def write_select(cursor: duckdb.DuckDBPyConnection, sql: str, values: dict[str, Any], form: str, target: Path) -> int:
-    """Write what a SELECT of ours gives, in its order; how many rows."""
-    relation = cursor.execute(f"DESCRIBE {sql}", values).fetchall()
-    wanted = ", ".join(_shown(f'"{name}"', kind, name, form) for name, kind, *_ in relation)
-    return write(cursor, f"SELECT {wanted} FROM ({sql})", values, form, target)
-
-
 def write(cursor: duckdb.DuckDBPyConnection, sql: str, values: dict[str, Any], form: str, target: Path) -> int:
     """Write rows; the file is there, with its last byte on the disk, or it is not."""
     unfinished = target.with_name(f"{target.name}.unfinished")
@@ -116,6 +109,13 @@ def write_days(cursor: duckdb.DuckDBPyConnection, spans: Iterable[Span], form: s
                     target.parent.rmdir()
             day += timedelta(days=1)
     return Written(rows, files)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what an earlier life left half written."""
+    for pattern in (".*", "*.unfinished", "*/*/*.unfinished"):
+        for left in folder.glob(pattern):
+            left.unlink(missing_ok=True)
 
 
 def _shown(column: str, kind: str, name: str, form: str) -> str:

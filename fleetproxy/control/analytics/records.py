@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from fleetproxy.control.analytics import downloads, queries, series
+from fleetproxy.control.analytics import downloads, export, queries, series
 from fleetproxy.control.analytics.answers import Answer
 from fleetproxy.control.analytics.dictionary import Relation, relations
 from fleetproxy.control.analytics.downloads import Kind
 from fleetproxy.control.analytics.queries import Window
 from fleetproxy.control.analytics.store import Store
+from fleetproxy.control.analytics.upkeep import EXPORT_S
+from fleetproxy.errors import QueryLimit
+
+#: Tables written to files at once.
+WRITERS = 2
 
 
 class Records:
@@ -29,6 +35,7 @@ class Records:
         self.store = store
         self._hosts = hosts
         self._wall_us = wall_us
+        self._writing = 0
 
     async def requests(
         self,
@@ -71,6 +78,20 @@ class Records:
         """`GET /api/analytics/series`. Raises BadRequest too."""
         await self.store.flush()
         return await self.store.read(lambda cursor: series.ask(cursor, question))
+
+    async def write_rows(self, span: export.Span, form: str, target: Path) -> int:
+        """`GET /api/query/export/{table}`: rows to a file; how many. Raises QueryLimit while two others are written."""
+        if self._writing >= WRITERS:
+            raise QueryLimit
+        self._writing += 1
+        try:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await self.store.flush()
+            return await self.store.read(
+                lambda cursor: export.write_rows(cursor, span, form, target), timeout_s=EXPORT_S
+            )
+        finally:
+            self._writing -= 1
 
     async def tables(self) -> list[Relation]:
         """`GET /api/query/tables`."""

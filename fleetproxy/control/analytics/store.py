@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import duckdb
-import msgspec
 
 from fleetproxy import log
-from fleetproxy.control.analytics import database, rollups
+from fleetproxy.control.analytics import database, export, rollups
 from fleetproxy.control.analytics.answers import Answer
 from fleetproxy.control.analytics.database import StoreError, Trouble, judge
 from fleetproxy.control.analytics.ingest import Feed, Ingest
@@ -29,6 +28,7 @@ from fleetproxy.control.analytics.mark import Mark
 from fleetproxy.control.analytics.reading import Reading
 from fleetproxy.control.analytics.retention import Retention
 from fleetproxy.control.analytics.sandbox import answer
+from fleetproxy.control.analytics.status import Status
 from fleetproxy.errors import QueryLimit, QueryTimeout, StoreUnavailable
 from fleetproxy.settings import Analytics
 
@@ -52,21 +52,6 @@ _LEAVE_S = 5.0
 
 T = TypeVar("T")
 Work = Callable[[duckdb.DuckDBPyConnection], T]
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """How the store is. Shown on the health page and as metrics."""
-
-    ok: bool
-    #: One word, and the sentence for people; None when all is well.
-    trouble: Trouble | None
-    detail: str | None
-    backlog_segments: int
-    backlog_bytes: int
-    #: Seconds since the epoch of the last load; None before the first.
-    loaded_at_s: float | None
-    #: Damaged files set aside since start.
-    set_aside: tuple[str, ...]
 
 
 class Store:
@@ -118,6 +103,7 @@ class Store:
         self._flushing = asyncio.Lock()
         self._flush_began_s = 0.0
         self.ingest.tidy()
+        export.tidy(path.parent / database.EXPORTS)
 
     @property
     def spool(self) -> Path:

@@ -10,7 +10,7 @@ import orjson
 from litestar import Request, Response, Router, post
 
 from fleetproxy.control.analytics.answers import as_csv
-from fleetproxy.control.api import saved_queries
+from fleetproxy.control.api import export, saved_queries
 from fleetproxy.control.api.guard import ADMIN
 from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, MAX_BODY_BYTES, body
 from fleetproxy.control.api.requests import records_of
@@ -65,4 +65,5 @@ handlers = [
         tags=["records"],
     ),
     *saved_queries.handlers,
+    *export.handlers,
 ]
