@@ -53,6 +53,7 @@ INFERENCE: dict[str, str] = {
 CONTROL: dict[str, str] = {
     "x-fleet-query-ms": "How long the SQL took.",
     "x-fleet-truncated": "There were more rows than the limit, which it names (`analytics.query_rows` or the size).",
+    "x-fleet-rows": "Rows in an exported file.",
     "content-disposition": "On downloads: the file's name.",
     "content-security-policy": "`default-src 'none'` on data; pages have one of their own that allows nothing from "
     "outside.",
