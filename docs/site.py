@@ -29,6 +29,7 @@ _LOADS = re.compile(
     r"|(?:url\(|@import )[\"']?((?:https?:)?//[^\"')\s]+)"
 )
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 #: The page of performance says this where the site has the table itself.
 _IN_THE_README = 'The table of the newest run is in the README, under "What it costs".\n'
 
@@ -51,7 +52,7 @@ def build(target: Path) -> list[str]:
             check=False,
         )
         if done.returncode:
-            return [done.stdout + done.stderr]
+            return [_COLOURS.sub("", done.stdout + done.stderr).split("Traceback")[0].strip()]
         site = work / "site"
         for page in llms.pages(DOCS):
             (site / page.relative_to(DOCS)).write_text(page.read_text())

@@ -318,6 +318,15 @@ def test_runnable_blocks_are_marked_well() -> None:
     assert {block.words for block in found} <= {"", "install", "needs prometheus"}
 
 
+def test_every_page_of_the_dashboard_is_told() -> None:
+    pages = (TOP / "dashboard/src/shell/pages.ts").read_text().split("ELSEWHERE")[0]
+    found = re.findall(r"title: '([^']+)',\n.*?key: '(.)'", pages, re.DOTALL)
+    assert len(found) >= 5
+    told = (DOCS / "how-to/dashboard.md").read_text()
+    for title, key in found:
+        assert f"| {title} | `g {key}` |" in told, f"{title}: say in docs/how-to/dashboard.md what it shows"
+
+
 # --- files of other programs -----------------------------------------------------------------------------------------
 
 
