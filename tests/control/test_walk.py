@@ -68,6 +68,7 @@ ROUTES: dict[str, str] = {
     "GET /api/settings/telegram": "user",
     "PUT /api/settings/telegram": "user",
     "DELETE /api/settings/telegram": "user",
+    "POST /api/settings/telegram/test": "user",
     "GET /api/settings/subscriptions": "user",
     "PUT /api/settings/subscriptions": "user",
     "GET /api/settings/fleet": "user",
@@ -75,6 +76,7 @@ ROUTES: dict[str, str] = {
     "GET /api/settings/webhook": "admin",
     "PUT /api/settings/webhook": "admin",
     "DELETE /api/settings/webhook": "admin",
+    "POST /api/settings/webhook/test": "admin",
     "GET /api/workers": "user",
     "PATCH /api/workers/{worker_id:str}": "admin",
     "POST /api/workers/{worker_id:str}/drain": "admin",
@@ -194,7 +196,7 @@ def expected(policy: str, who: str, method: str, own: bool) -> set[int] | None:
 
 
 #: Keys of nobody have no chat and no subscriptions.
-_OWN = ("/api/settings/telegram", "/api/settings/subscriptions")
+_OWN = ("/api/settings/telegram", "/api/settings/telegram/test", "/api/settings/subscriptions")
 
 
 async def test_everybody_is_let_in_where_they_may_and_nowhere_else(folder: Path) -> None:

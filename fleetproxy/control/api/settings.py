@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, Router, delete, get, put
+from litestar import Request, Response, Router, delete, get, post, put
 from msgspec import Meta
 
 from fleetproxy import log
 from fleetproxy.control.api.guard import ADMIN, USER, Identity
 from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, MAX_BODY_BYTES, body
 from fleetproxy.control.notify.messages import KINDS
-from fleetproxy.control.notify.telegram import BadToken
+from fleetproxy.control.notify.telegram import BadToken, Hopeless, Later
 from fleetproxy.control.services import services_of
 from fleetproxy.control.state import notices, options
 from fleetproxy.control.state.notices import Subscription, Webhook
 from fleetproxy.core.destination import forbidden
-from fleetproxy.errors import BackendError, BadRequest
+from fleetproxy.errors import BackendError, BadRequest, PathUnknown
 from fleetproxy.settings.servers import BadAddress, parse_url
 
 _log = log.get("control.settings")
@@ -97,6 +98,16 @@ async def remove_chat(request: FleetRequest) -> dict[str, bool]:
     """Forget the caller's own chat."""
     await services_of(request).store.write(notices.drop_chat, request.user.own.id)
     return {"ok": True}
+
+
+@post("/api/settings/telegram/test", opt=USER, status_code=200)
+async def try_chat(request: FleetRequest) -> dict[str, Any]:
+    """Send a test to the caller's own chat now: whether it was taken (`ok`), else why not (`detail`)."""
+    services = services_of(request)
+    chat = await services.store.read(notices.chat, request.user.own.id)
+    if chat is None:
+        raise PathUnknown("No chat is set: save one first")
+    return await _tried(services.notifier.try_chat(chat, request.user.name), "Telegram has taken the message.")
 
 
 @get("/api/settings/subscriptions", opt=USER)
@@ -182,6 +193,30 @@ async def remove_webhook(request: FleetRequest) -> dict[str, bool]:
     return {"ok": True}
 
 
+@post("/api/settings/webhook/test", opt=ADMIN, status_code=200)
+async def try_webhook(request: FleetRequest) -> dict[str, Any]:
+    """Post a test notice to the webhook now: whether it was taken (`ok`), else why not (`detail`)."""
+    services = services_of(request)
+    hook = await services.store.read(notices.webhook)
+    if hook is None:
+        raise PathUnknown("No webhook is set: save one first")
+    return await _tried(services.notifier.try_webhook(hook, request.user.name), "The webhook has taken the notice.")
+
+
+async def _tried(work: Awaitable[None], done: str) -> dict[str, Any]:
+    try:
+        await work
+    except Later as error:
+        return {"ok": False, "detail": f"Telegram asks to wait {error.pause_s:.0f} s."}
+    except Hopeless:
+        return {"ok": False, "detail": "Telegram refuses it: is the chat id right, and was the bot spoken to first?"}
+    except TimeoutError:
+        return {"ok": False, "detail": "There was no answer in time."}
+    except BackendError as error:
+        return {"ok": False, "detail": str(error)}
+    return {"ok": True, "detail": done}
+
+
 def mask(token: str) -> str:
     """A secret as it may be shown."""
     return MASK + token[-8:] if len(token) > 8 else MASK
@@ -209,6 +244,7 @@ handlers = [
             show_chat,
             change_chat,
             remove_chat,
+            try_chat,
             list_subscriptions,
             change_subscriptions,
             show_options,
@@ -216,6 +252,7 @@ handlers = [
             show_webhook,
             change_webhook,
             remove_webhook,
+            try_webhook,
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         request_max_body_size=MAX_BODY_BYTES,

@@ -11,7 +11,10 @@ import msgspec
 
 from fleetproxy.core.alerts import Alert
 
-Kind = Literal["offline", "online", "reboot", "gpu_temp", "cpu_temp", "disk", "memory", "model_not_found", "wan", "job"]
+Kind = Literal[
+    "offline", "online", "reboot", "gpu_temp", "cpu_temp", "disk", "memory", "model_not_found", "wan", "job", "test"
+]
+#: Those that somebody may choose among; a test comes when it is asked for.
 KINDS: tuple[Kind, ...] = (
     "offline", "online", "reboot", "gpu_temp", "cpu_temp", "disk", "memory", "model_not_found", "wan", "job",
 )  # fmt: skip
@@ -31,6 +34,7 @@ _TITLES: dict[Kind, str] = {
     "model_not_found": "🔍 Model not found",
     "wan": "🌐 Internet Outage Resolved",
     "job": "⏱ Scheduled Job Failed",
+    "test": "🔔 Test",
 }
 
 
@@ -67,6 +71,12 @@ def online(server: str, server_id: int, at: datetime) -> Notice:
 def reboot(server: str, server_id: int, detail: str | None, at: datetime) -> Notice:
     lines = (" rebooted.", *((detail,) if detail else ()))
     return Notice(kind="reboot", at=at, subject=server, lines=lines, server_id=server_id)
+
+
+def test(by: str, at: datetime) -> Notice:
+    return Notice(
+        kind="test", at=at, subject="fleetproxy", lines=(f"{by} tries whether notices come through. They do.",)
+    )
 
 
 def alert(server: str, server_id: int, found: Alert, at: datetime) -> Notice:

@@ -25,7 +25,7 @@ from fleetproxy.control.notify.outbox import Outbox
 from fleetproxy.control.notify.telegram import Telegram
 from fleetproxy.control.ports import Caller, FleetPort
 from fleetproxy.control.state import Store, notices
-from fleetproxy.control.state.notices import Chat
+from fleetproxy.control.state.notices import Chat, Webhook
 from fleetproxy.core.alerts import NOTICES_PER_HOUR, Line, Readings, alerts, checked, cooled
 from fleetproxy.errors import FleetError
 from fleetproxy.settings import Settings
@@ -114,6 +114,15 @@ class Notifier:
 
         notice = Notice(kind="online", at=datetime.now(UTC), subject="", lines=())
         self.outbox.put(("greeting", chat.user_id), notice, send)
+
+    async def try_chat(self, chat: Chat, by: str) -> None:
+        """Send a test to a chat now, past the outbox. Raises Later, Hopeless or BackendError."""
+        notice = messages.test(by, datetime.now(UTC))
+        await self.telegram.send(chat.bot_token, chat.chat_id, notice.html)
+
+    async def try_webhook(self, hook: Webhook, by: str) -> None:
+        """Post a test now, past the outbox. Raises BackendError or TimeoutError."""
+        await webhook.post(self._transport, hook, [messages.test(by, datetime.now(UTC))])
 
     async def job_failed(self, name: str, detail: str) -> None:
         await self._tell_fleet(messages.job_failed(name, detail, datetime.now(UTC)))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from control_plane import Control
@@ -232,3 +233,45 @@ def test_a_signature_anybody_can_check() -> None:
     assert signature("key", b"The quick brown fox jumps over the lazy dog") == (
         "sha256=f7bc83f430538424b13298e6aa6fb143ef4d59a14946175997479dbc2d1a3cd8"
     )
+
+
+async def test_a_chat_is_tried_now_and_telegrams_refusal_is_said(control: Control, bot_api: BotApi) -> None:
+    admin = await control.admin()
+    assert (await admin.post("/api/settings/telegram/test")).status_code == 404
+    await admin.put("/api/settings/telegram", json={"botToken": TOKEN, "chatId": "42", "isEnabled": False})
+    answer = await admin.post("/api/settings/telegram/test")
+    assert (answer.status_code, answer.json()["ok"]) == (200, True)
+    assert any("tries whether notices come through" in str(one["text"]) for one in bot_api.sent)
+    bot_api.status = 400
+    refused = (await admin.post("/api/settings/telegram/test")).json()
+    assert refused["ok"] is False
+    assert "chat id" in refused["detail"]
+
+
+@pytest.fixture
+async def hook() -> AsyncIterator[HttpServer]:
+    """A webhook that keeps what it hears and answers with its `status`."""
+
+    async def handle(request: Request, reply: Reply) -> None:
+        server.heard.append((await request.body(), request.header("x-fleet-signature")))  # type: ignore[attr-defined]
+        await reply.send(server.status, b"")  # type: ignore[attr-defined]
+
+    server = HttpServer(handle)
+    server.heard, server.status = [], 204  # type: ignore[attr-defined]
+    await server.listen()
+    yield server
+    await server.close()
+
+
+async def test_a_webhook_is_tried_now_signed_and_its_refusal_is_said(control: Control, hook: Any) -> None:
+    admin = await control.admin()
+    assert (await admin.post("/api/settings/webhook/test")).status_code == 404
+    url = f"http://127.0.0.1:{hook.port}/hook"
+    await admin.put("/api/settings/webhook", json={"url": url, "secret": "hush", "events": ["offline"]})
+    assert (await admin.post("/api/settings/webhook/test")).json()["ok"] is True
+    body, signed = hook.heard[0]
+    assert signed == signature("hush", body)
+    assert json.loads(body)["notices"][0]["kind"] == "test"
+    hook.status = 500
+    refused = (await admin.post("/api/settings/webhook/test")).json()
+    assert refused == {"ok": False, "detail": "the webhook answered 500"}
