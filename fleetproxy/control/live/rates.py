@@ -16,6 +16,8 @@ LATE_S = 2
 #: Backends counted; of more nothing is known.
 MAX_BACKENDS = 4096
 EVERYBODY = ""
+#: Attempts end so without the backend's doing: its caller left, or we were stopped.
+_NOT_THE_BACKEND = frozenset({"client_gone", "aborted"})
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -69,7 +71,7 @@ class Rates:
                 began_s = record.started_at_us / 1e6
                 ended_s = began_s + record.total_ms / 1000
                 for attempt in record.attempts:
-                    if attempt.error is not None:
+                    if attempt.error is not None and attempt.error not in _NOT_THE_BACKEND:
                         failed_s = began_s + (attempt.started_ms + attempt.total_ms) / 1000
                         self._fail(attempt.backend, attempt.error, failed_s, oldest)
                 if ended_s < oldest or ended_s > now_s + FAILURES_S:

@@ -71,6 +71,14 @@ def test_failures_count_for_a_minute_and_the_last_one_is_kept() -> None:
     assert found.failure("other") is None
 
 
+@pytest.mark.parametrize("code", ["client_gone", "aborted"])
+def test_a_caller_that_left_and_our_own_end_are_no_failure_of_the_backend(code: str) -> None:
+    found = Rates()
+    found.feed([row(NOW, 1.0, errors=(code,))], NOW)
+    assert found.pace("box", NOW + 1).failed_last_minute == 0 == found.pace(EVERYBODY, NOW + 1).failed_last_minute
+    assert found.failure("box") is None
+
+
 def test_history_and_the_future_change_nothing() -> None:
     found = Rates()
     found.feed([row(NOW - 3600, 1.0, tokens=5), row(NOW + 3600, 1.0, tokens=5)], NOW)
