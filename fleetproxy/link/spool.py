@@ -9,15 +9,20 @@ transaction, then unlinks it: exactly once, also across crashes of either side.
     <spool>/<table>.<boot>.<process>.<sequence>.ndjson    closed, whole lines only
 
 A writer that died leaves an `.open` file without a lock; control adopts it, cutting a torn last line. When the disk is
-full the line is dropped and counted; requests go on.
+full the line is dropped and counted; requests go on. Where control takes nothing for so long that a writer's closed
+segments outgrow its limit, the oldest of them go, and are counted.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+
+#: Bytes of closed segments one writer leaves lying around.
+LIMIT_BYTES = 1024 * 1024 * 1024
 
 
 class Spool:
@@ -27,13 +32,18 @@ class Spool:
     ones by name.
     """
 
-    def __init__(self, folder: Path, table: str, boot: str, process: str) -> None:
+    def __init__(self, folder: Path, table: str, boot: str, process: str, *, limit_bytes: int = LIMIT_BYTES) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stem = folder / f"{table}.{boot}.{process}"
         self._sequence = 0
         self._file = -1
         self._path: Path | None = None
-        #: Lines written, lines lost to a full or failing disk, since start.
+        self._lines = self._bytes = 0
+        #: Closed segments that control has perhaps not taken yet, oldest first: path, lines, bytes.
+        self._closed: deque[tuple[Path, int, int]] = deque()
+        self._closed_bytes = 0
+        self._limit_bytes = limit_bytes
+        #: Lines written; lines lost to a full or failing disk, or to a control that does not come, since start.
         self.written = 0
         self.dropped = 0
 
@@ -50,6 +60,8 @@ class Spool:
             self.dropped += 1
             return False
         self.written += 1
+        self._lines += 1
+        self._bytes += done
         return True
 
     def rotate(self) -> None:
@@ -58,11 +70,34 @@ class Spool:
             return
         file, path = self._file, self._path
         self._file, self._path = -1, None
+        closed = path.with_suffix(".ndjson")
         try:
-            path.rename(path.with_suffix(".ndjson"))
+            path.rename(closed)
         except OSError:
             pass  # the lock goes with the file: control adopts it as an orphan
         os.close(file)
+        self._closed.append((closed, self._lines, self._bytes))
+        self._closed_bytes += self._bytes
+        self._lines = self._bytes = 0
+        self._keep_to_limit()
+
+    def _keep_to_limit(self) -> None:
+        """Forget the segments that control has taken; remove the oldest of what is too much."""
+        while self._closed:
+            path, lines, size = self._closed[0]
+            taken = not path.exists()
+            if not taken and self._closed_bytes <= self._limit_bytes:
+                return
+            if not taken:
+                try:
+                    path.unlink()
+                    self.dropped += lines
+                except FileNotFoundError:
+                    pass  # control was quicker
+                except OSError:
+                    return
+            self._closed.popleft()
+            self._closed_bytes -= size
 
     def _open(self) -> None:
         self._sequence += 1

@@ -44,7 +44,8 @@ async def main(process: Process) -> None:
     loop = asyncio.get_running_loop()
     settings = process.settings
     board = Board(process.runtime / "board", row=1 + process.index)
-    spool = Spool(process.data / "spool", "requests", process.boot, process.name)
+    limit_bytes = process.settings.analytics.spool_bytes // process.settings.processes
+    spool = Spool(process.data / "spool", "requests", process.boot, process.name, limit_bytes=limit_bytes)
     http1 = Http1Transport(loop, tls_context)
     http2 = Http2Transport(loop)
     hub = HubClient(process.runtime / "hub.sock", process.name)

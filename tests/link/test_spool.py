@@ -95,3 +95,30 @@ def test_tables_do_not_mix(tmp_path, table):
         spool.rotate()
     [segment] = closed_segments(tmp_path, table)
     assert segment.read_bytes() == table.encode() + b"\n"
+
+
+def test_a_control_that_never_comes_costs_the_oldest_lines_and_they_are_counted(tmp_path):
+    spool = Spool(tmp_path, "requests", "boot", "proxy-0", limit_bytes=30)
+    for number in range(10):
+        spool.put(b"%08d\n" % number)
+        spool.put(b"again\n")
+        spool.rotate()
+    assert lines(tmp_path) == [b"00000008", b"again", b"00000009", b"again"]
+    assert (spool.written, spool.dropped) == (20, 16)
+
+
+@given(taken=st.lists(st.booleans(), max_size=30))
+def test_what_control_takes_is_never_counted_as_lost(tmp_path_factory, taken):
+    folder = tmp_path_factory.mktemp("spool")
+    spool = Spool(folder, "requests", "boot", "proxy-0", limit_bytes=20)
+    loaded = 0
+    for number, take in enumerate(taken):
+        spool.put(b"%04d\n" % number)
+        spool.rotate()
+        assert sum(path.stat().st_size for path in closed_segments(folder, "requests")) <= 20
+        for path in closed_segments(folder, "requests") if take else ():
+            loaded += len(path.read_bytes().splitlines())
+            path.unlink()
+    assert loaded + spool.dropped + len(lines(folder)) == spool.written == len(taken)
+    if all(taken):
+        assert spool.dropped == 0
