@@ -95,6 +95,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     #: Roles that stand for the client key, and its SHA-256 (empty: none): they may use transfer channels.
     client_http_roles: tuple[str, ...] = ()
     client_key_digest: bytes = b""
+    #: Client keys with a name: (name, SHA-256).
+    client_keys: tuple[tuple[str, bytes], ...] = ()
     #: Transfer channels need one of the keys or roles.
     transfer_required: bool = False
     #: Families that are on; `/api/<family>` of the others is 404.

@@ -65,8 +65,8 @@ def _strangers(settings: Settings) -> Iterator[Finding]:
             'set auth.proxy = "required" unless everybody on that network may use it',
         )
     if settings.hub.listen or not is_loopback(settings.host):
-        if settings.auth.client_key:
-            yield ok("workers", "need the client key to dial in")
+        if settings.auth.client_key or settings.client_keys:
+            yield ok("workers", "need a client key to dial in")
         else:
             yield warn("workers", "may dial in without a key", "set auth.client_key")
 
@@ -75,6 +75,7 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
     auth = settings.auth
     named = {"auth.api_key": auth.api_key, "auth.admin_key": auth.admin_key, "auth.client_key": auth.client_key}
     named |= {f"the key of {key.name}": key.key for key in settings.keys}
+    named |= {f"the client key of {key.name}": key.key for key in settings.client_keys}
     weak = [name for name, value in named.items() if value and _is_weak(value)]
     fix = "make a new one: openssl rand -hex 32"
     for name in weak:

@@ -55,7 +55,10 @@ class Door:
         self._sessions.max_json_body = settings.asr.max_json_body
         self._sessions.max_response_bytes = settings.mcp.max_response_bytes
         self._sessions.rules = dialin.Rules(
-            client_key=auth.client_key, roles=auth.client_http_roles, strict=auth.strict_client_key
+            client_key=auth.client_key,
+            named=tuple((key.name, dialin.digest(key.key)) for key in settings.client_keys),
+            roles=auth.client_http_roles,
+            strict=auth.strict_client_key,
         )
 
     def offered(self) -> bool:
@@ -84,7 +87,7 @@ class Door:
         if not self._origin_allowed(own):
             return FOREIGN_ORIGIN
         header_key = dialin.bearer(own.get(b"authorization"))
-        if not dialin.key_matches(self._sessions.rules, header_key) and self._must_wait(knock.remote):
+        if dialin.key_owner(self._sessions.rules, header_key) is None and self._must_wait(knock.remote):
             return TOO_MANY_FAILURES
         if self._sessions.strangers >= MAX_STRANGERS:
             return FULL

@@ -177,13 +177,14 @@ class RelaySession(Session):
             self._socket.send(relays.ack(connected.worker.id))
             self._socket.trust(MAX_MESSAGE_BYTES)
 
-    def _objection(self, worker_id: str, *, proven: bool) -> str | None:
-        """Ids are part of addresses. Who shows the key takes an id over: its old connection is half open, or its own
+    def _objection(self, worker_id: str, owner: str) -> str | None:
+        """Ids are part of addresses. Who shows its key takes an id over: its old connection is half open, or its own
         mistake. Without a key nobody can tell, so who is there stays."""
         if worker_id and not RELAY_ID.match(worker_id):
             return relays.ID_IN_USE
-        taken = self._sessions.workers.connected("mcp", worker_id) is not None
-        return relays.ID_IN_USE if taken and not proven else None
+        if not owner and self._sessions.workers.connected("mcp", worker_id) is not None:
+            return relays.ID_IN_USE
+        return super()._objection(worker_id, owner)
 
 
 class _Call:

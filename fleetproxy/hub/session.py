@@ -15,9 +15,10 @@ from fleetproxy.hub.agent_link import AgentLink
 from fleetproxy.hub.nfrx_link import MAX_BODY_BYTES, Held, NfrxLink
 from fleetproxy.hub.sockets import Socket
 from fleetproxy.hub.streams import Link
-from fleetproxy.hub.workers import Connected, Credentials, Workers
+from fleetproxy.hub.workers import Connected, Credentials, Workers, known_as
 from fleetproxy.wire import frames, nfrx, payloads
 from fleetproxy.wire.frames import FrameError
+from fleetproxy.wire.relays import ID_IN_USE
 
 _log = logging.getLogger("fleetproxy.hub")
 
@@ -210,17 +211,17 @@ class Session:
 
     def _enter(self, message_key: str, who: Credentials, offer: Offer, link: Link) -> Connected | None:
         sessions = self._sessions
-        if not dialin.authorised(
-            sessions.rules, header_key=self._header_key, message_key=message_key, roles=self._roles
-        ):
+        owner = dialin.owner(sessions.rules, header_key=self._header_key, message_key=message_key, roles=self._roles)
+        if owner is None:
             if self._header_key or message_key:
                 sessions.on_wrong_key(self._socket.remote)
             self._refuse(nfrx.UNAUTHORIZED)
             return None
-        objection = self._objection(who.worker_id, proven=bool(sessions.rules.client_key))
+        objection = self._objection(who.worker_id, owner)
         if objection is not None:
             self._refuse(objection)
             return None
+        who = msgspec.structs.replace(who, owner=owner)
         connected = sessions.workers.join(who, offer, link, lambda reason: self._dismiss(reason, POLICY))
         if connected is None:
             self._dismiss("full", TRY_LATER)
@@ -232,9 +233,23 @@ class Session:
         self._link = link
         return connected
 
-    def _objection(self, worker_id: str, *, proven: bool) -> str | None:
-        """Why somebody who may come in may not do so under this id; None: he may. `proven`: a key was asked for."""
-        return None
+    def _objection(self, worker_id: str, owner: str) -> str | None:
+        """Why somebody who may come in may not do so under this id; None: he may.
+
+        The same key again is the same worker, whose old connection is half open; another key is somebody else.
+        """
+        taken = self._sessions.workers.connected(self._family, known_as(worker_id))
+        if taken is None or taken.owner == owner:
+            return None
+        _log.warning(
+            "worker %s (%s) of %s stays: its id was asked for by %s, from %s",
+            taken.worker.id,
+            self._family,
+            taken.owner,
+            owner,
+            self._socket.remote,
+        )
+        return ID_IN_USE
 
     def _refuse(self, reason: str) -> None:
         self._dismiss(reason, POLICY)

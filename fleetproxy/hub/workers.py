@@ -37,13 +37,21 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     build_sha: str = ""
     build_date: str = ""
     remote: str = ""
+    #: Whose key or role it came in by (`core/dialin.owner`).
+    owner: str = ""
+
+
+def known_as(worker_id: str) -> str:
+    """The id a worker goes by here, of what it calls itself; "" when that is nothing."""
+    return printable(worker_id, MAX_LABEL_CHARACTERS)
 
 
 class Connected:
     """One connected worker. Its socket is known to its session alone."""
 
-    def __init__(self, worker: Worker, link: Link, dismiss: Callable[[str], None]) -> None:
+    def __init__(self, worker: Worker, link: Link, dismiss: Callable[[str], None], owner: str = "") -> None:
         self.worker = worker
+        self.owner = owner
         #: What it offers itself; `worker.offer` is what it may be asked for.
         self.said = worker.offer
         self.link = link
@@ -139,12 +147,18 @@ class Workers:
 
     def join(self, who: Credentials, offer: Offer, link: Link, dismiss: Callable[[str], None]) -> Connected | None:
         """Take a worker in; one of the same id makes room, its socket is old. None when no column is left."""
-        worker_id = printable(who.worker_id, MAX_LABEL_CHARACTERS) or secrets.token_hex(8)
+        worker_id = known_as(who.worker_id) or secrets.token_hex(8)
         key = (who.family, worker_id)
         old = self._by_key.get(key)
         if old is not None:
             self.counts["superseded"] += 1
-            _log.warning("worker %s (%s) dialled in again; its old connection is closed", worker_id, who.family)
+            _log.warning(
+                "worker %s (%s) dialled in again, from %s; its old connection, from %s, is closed",
+                worker_id,
+                who.family,
+                who.remote,
+                old.worker.remote,
+            )
             self.leave(old)
             old.dismiss("superseded")
         column = self._column(key)
@@ -168,7 +182,7 @@ class Workers:
             connected_at_s=now_s,
             last_heartbeat_s=now_s,
         )
-        connected = Connected(worker, link, dismiss)
+        connected = Connected(worker, link, dismiss, who.owner)
         connected.worker = self._held_back(connected)
         worker = connected.worker
         self._by_key[key] = self._by_column[column] = connected

@@ -132,10 +132,13 @@ class Transfer:
         if principal is not None:
             return f"key {principal.name}"[:256]
         bearer = access.bearer_token(own.get(b"authorization", b""))
-        if bearer and rules.client_key_digest:
+        if bearer and (rules.client_key_digest or rules.client_keys):
             digest = hashlib.sha256(bearer).digest()
             if hmac.compare_digest(digest, rules.client_key_digest):
                 return "client key"
+            for name, known in rules.client_keys:
+                if hmac.compare_digest(digest, known):
+                    return f"client key {name}"[:256]
         exchange.key_unknown = caller.key_unknown
         given = self._plane.roles(exchange.scope, own)
         if roles.any_of(given, (*rules.api_http_roles, *rules.client_http_roles)):
@@ -302,7 +305,9 @@ class Transfer:
         exchange.fail(error, "backend_error" if error.side == "backend" else "refused")
         exchange.status = error.status
         recorder.put(exchange)
-        close = not await linger.before(exchange) or self._plane.draining
+        # A writer in the middle is told at once: the rest may take hours.
+        begun = exchange.bytes_in > 0
+        close = begun or not await linger.before(exchange) or self._plane.draining
         await answers.refuse(exchange.send, "word", error, exchange.request_id, draining=close)
         await linger.after(exchange)
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from fleetproxy.settings.layers import dotted, near
-from fleetproxy.settings.model import Settings
+from fleetproxy.settings.model import ClientKey, Key, Settings
 from fleetproxy.settings.positions import Path
 from fleetproxy.settings.problems import Origin, Origins, Problem
 from fleetproxy.settings.servers import BadAddress, check_host, is_loopback, parse_listen, parse_url
@@ -135,16 +135,18 @@ def _listens_on_loopback(host: str) -> bool:
 
 
 def _keys(settings: Settings) -> Iterator[Finding]:
-    names: dict[str, int] = {}
-    keys: dict[str, int] = {}
-    for place, key in enumerate(settings.keys):
-        here: Path = ("keys", place)
-        first = names.setdefault(key.name.casefold(), place)
-        if first != place:
-            yield (*here, "name"), f'"{key.name}" is the name of keys[{first}] already'
-        yield from (((*here, "key"), text) for text in _bad_key(key.key, hashed=True))
-        if (first := keys.setdefault(key.key, place)) != place:
-            yield (*here, "key"), f"is the key of keys[{first}] already"
+    lists: dict[str, Sequence[Key | ClientKey]] = {"keys": settings.keys, "client_keys": settings.client_keys}
+    for table, entries in lists.items():
+        names: dict[str, int] = {}
+        keys: dict[str, int] = {}
+        for place, key in enumerate(entries):
+            here: Path = (table, place)
+            first = names.setdefault(key.name.casefold(), place)
+            if first != place:
+                yield (*here, "name"), f'"{key.name}" is the name of {table}[{first}] already'
+            yield from (((*here, "key"), text) for text in _bad_key(key.key, hashed=True))
+            if (first := keys.setdefault(key.key, place)) != place:
+                yield (*here, "key"), f"is the key of {table}[{first}] already"
 
 
 def _bad_key(key: str, *, hashed: bool) -> Iterator[str]:

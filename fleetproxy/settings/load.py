@@ -29,7 +29,7 @@ from fleetproxy.settings.servers import BadAddress, short_server, without_passwo
 FILE_NAME = "fleetproxy.toml"
 MAX_FILE_BYTES = 4 * 1024 * 1024
 #: Lists that several files build together.
-_SHARED_LISTS = ("servers", "keys")
+_SHARED_LISTS = ("servers", "keys", "client_keys")
 
 
 class Loaded(msgspec.Struct, frozen=True):

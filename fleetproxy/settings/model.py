@@ -110,6 +110,15 @@ class Key(Section, frozen=True, kw_only=True):
     models: tuple[str, ...] | None = None
 
 
+class ClientKey(Section, frozen=True, kw_only=True):
+    """A client key of one worker, or of a few: while one is connected, nobody with another key gets its id."""
+
+    #: Who has it, as the log tells.
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    #: The key itself, or `sha256:<hex>`.
+    key: Secret
+
+
 class Tls(Section, frozen=True, kw_only=True):
     """TLS on the public port."""
 
@@ -130,7 +139,7 @@ class Auth(Section, frozen=True, kw_only=True):
     admin_username: str | None = None
     #: Password of the first administrator, at least 10 characters.
     admin_password: Secret | None = None
-    #: Dial-in workers must show it.
+    #: Dial-in workers must show it, or one of `[[client_keys]]`.
     client_key: Secret | None = None
     #: pull, push, create, copy, delete and blobs need a key even where reading is open.
     protect_writes: bool = False
@@ -140,7 +149,7 @@ class Auth(Section, frozen=True, kw_only=True):
     api_http_roles: tuple[str, ...] = ()
     #: Roles in X-User-Roles of a trusted proxy that stand for the client key.
     client_http_roles: tuple[str, ...] = ()
-    #: Workers with a key are refused while no client_key is set, instead of let in.
+    #: Workers with a key are refused while no client key is set, instead of let in.
     strict_client_key: bool = True
 
 
@@ -365,6 +374,7 @@ class Settings(Section, frozen=True, kw_only=True):
     plugins: tuple[str, ...] = ("llm", "asr", "mcp", "transfer")
     servers: tuple[Server, ...] = ()
     keys: tuple[Key, ...] = ()
+    client_keys: tuple[ClientKey, ...] = ()
     tls: Tls = Tls()
     auth: Auth = Auth()
     cors: Cors = Cors()

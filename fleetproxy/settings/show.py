@@ -34,7 +34,7 @@ def schema() -> dict[str, Any]:
             if field.doc:
                 properties[name]["description"] = field.doc.replace("`", "")
     # Lists of tables take short texts as well: "gpu1=10.0.0.5:11434".
-    for name in ("servers", "keys"):
+    for name in ("servers", "keys", "client_keys"):
         items = definitions["Settings"]["properties"][name]["items"]
         definitions["Settings"]["properties"][name]["items"] = {"anyOf": [items, {"type": "string"}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fleetproxy configuration", **made}

@@ -341,10 +341,12 @@ async def test_t10_who_may_use_channels(open_stage: OpenStage) -> None:
         "client_http_roles": ["agent"],
         "trusted_proxies": ["127.0.0.1/32"],
     }
-    stage = await open_stage(processes=2, auth=auth)
+    client_keys = [{"name": "attic", "key": "the-key-of-the-attic"}]
+    stage = await open_stage(processes=2, auth=auth, client_keys=client_keys)
     good: list[Headers] = [
         (("Authorization", "Bearer the-api-key-of-this-place"),),
         (("Authorization", "bearer the-client-key-of-it"),),
+        (("Authorization", "Bearer the-key-of-the-attic"),),
         (("X-User-Roles", "guest, caller"),),
         (("X-User-Roles", "agent"),),
     ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import random
 from typing import Any
 
 import pytest
-from hub_house import Basin, House, chat, keyed, until
+from hub_house import Basin, House, Nfrx, chat, keyed, until
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -22,6 +23,8 @@ from fleetproxy.errors import (
     WorkerRefused,
 )
 from fleetproxy.hub import nfrx_link, session
+from fleetproxy.settings import Settings
+from fleetproxy.settings.model import Auth, ClientKey
 from fleetproxy.transport.base import Call
 
 
@@ -671,6 +674,65 @@ async def test_the_same_id_again_supersedes_and_the_old_sockets_end_changes_noth
     assert proxy.worker().column == column
     assert house.hub.workers.counts["superseded"] == 1
     assert len(house.hub.workers) == 1
+
+
+OWNED = Settings(
+    auth=Auth(client_key="shared-key", client_http_roles=("gpu",), trusted_proxies=("127.0.0.0/8",)),
+    client_keys=(
+        ClientKey(name="anna", key="annas-key"),
+        ClientKey(name="ben", key=f"sha256:{hashlib.sha256(b'bens-key').hexdigest()}"),
+    ),
+)
+
+
+@pytest.mark.parametrize("house", [OWNED], indirect=True)
+async def test_w06_an_id_stays_with_the_key_it_came_by(house: House) -> None:
+    """Refused while its owner is connected, whatever else the newcomer may show; free again when the owner has left."""
+    shown = [
+        {"Authorization": "Bearer annas-key"},
+        {"Authorization": "Bearer bens-key"},
+        {"Authorization": "Bearer shared-key"},
+        {"X-User-Roles": "gpu"},
+    ]
+    for family in ("llm", "mcp"):
+        url = house.url.replace("/llm/", f"/{family}/")
+
+        async def dial(headers: dict[str, str], family: str = family, url: str = url) -> Nfrx:
+            agent = Nfrx(await connect(url, compression=None, ping_interval=None, additional_headers=headers))
+            house.stack.push_async_callback(agent.socket.close)
+            if family == "mcp":
+                await agent.send(client_name="x", id="w1")
+            else:
+                await agent.register()
+            return agent
+
+        for place, headers in enumerate(shown):
+            owner = await dial(headers)
+            await until(lambda family=family: house.hub.workers.connected(family, "w1"))
+            connected = house.hub.workers.connected(family, "w1")
+            for other in shown[:place] + shown[place + 1 :]:
+                assert await (await dial(other)).closed() == (1008, "id in use")
+            assert house.hub.workers.connected(family, "w1") is connected
+            again = await dial(headers)
+            assert await owner.closed() == (1008, "superseded")
+            await again.socket.close()
+            await until(lambda family=family: not house.hub.workers.connected(family, "w1"))
+    assert house.hub.sessions.counts["id_in_use"] == 2 * 4 * 3
+    assert house.hub.workers.counts["superseded"] == 2 * 4
+
+
+@pytest.mark.parametrize("house", [Settings(client_keys=(ClientKey(name="anna", key="annas-key"),))], indirect=True)
+async def test_w06_a_named_key_alone_shuts_the_door_for_others(house: House) -> None:
+    for header, let_in in (("Bearer annas-key", True), ("Bearer another", False), (None, False)):
+        headers = {"Authorization": header} if header else {}
+        agent = Nfrx(await connect(house.url, compression=None, additional_headers=headers))
+        await agent.register()
+        if let_in:
+            await until(lambda: len(house.hub.workers) == 1)
+            await agent.socket.close()
+            await until(lambda: len(house.hub.workers) == 0)
+        else:
+            assert await agent.closed() == (1008, "unauthorized")
 
 
 async def test_names_are_told_apart_and_hostile_ids_are_tamed(house: House) -> None:
