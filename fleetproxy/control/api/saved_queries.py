@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from fleetproxy.control.analytics.dictionary import Relation
 from fleetproxy.control.analytics.sandbox import SQL_CHARACTERS
+from fleetproxy.control.analytics.store import ASKED
 from fleetproxy.control.api.guard import ADMIN, Identity
 from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, MAX_BODY_BYTES, body, path_id, stamp
 from fleetproxy.control.api.requests import records_of
@@ -52,8 +53,18 @@ class SavedQueries(msgspec.Struct, frozen=True):
     queries: list[SavedQuery]
 
 
+class Limits(msgspec.Struct, frozen=True, rename="camel"):
+    """What one question may take."""
+
+    rows: int
+    seconds: float
+    #: Questions of this kind answered at the same time.
+    at_once: int
+
+
 class Tables(msgspec.Struct, frozen=True):
     tables: list[Relation]
+    limits: Limits
 
 
 @get("/api/query/saved", opt=ADMIN)
@@ -94,7 +105,10 @@ async def delete_saved(request: FleetRequest, query_id: FromPath[str]) -> dict[s
 @get("/api/query/tables", opt=ADMIN)
 async def tables(request: FleetRequest) -> Response[Tables]:
     """Tables and views that SQL may ask, their columns and what these mean; rows are about right."""
-    return _sent(Tables(await records_of(request).tables()))
+    records = records_of(request)
+    settings = records.store.settings
+    limits = Limits(settings.query_rows, settings.query_timeout_s, ASKED)
+    return _sent(Tables(await records.tables(), limits))
 
 
 def _caller(request: FleetRequest) -> int | None:

@@ -93,7 +93,9 @@ async def test_what_cannot_be_kept_says_what_is_wanted(key: httpx.AsyncClient, b
 async def test_tables_and_views_are_told_with_their_columns(folder: Path, key: httpx.AsyncClient) -> None:
     put(folder / "data" / "spool", [line(record(n)) for n in range(5)])
     await key.get("/api/requests")
-    found = {one["name"]: one for one in (await key.get("/api/query/tables")).json()["tables"]}
+    answer = (await key.get("/api/query/tables")).json()
+    assert answer["limits"] == {"rows": 10_000, "seconds": 10.0, "atOnce": 2}
+    found = {one["name"]: one for one in answer["tables"]}
     assert list(found) == [table.name for table in schema.TABLES] + [view.name for view in schema.VIEWS]
     requests = found["requests"]
     assert (requests["kind"], requests["doc"], requests["rows"]) == ("table", schema.REQUESTS.doc, 5)
