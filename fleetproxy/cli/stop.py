@@ -10,7 +10,7 @@ from fleetproxy.cli.options import parser
 from fleetproxy.cli.output import talk
 from fleetproxy.core.names import canonical
 from fleetproxy.remote.call import Fleet
-from fleetproxy.remote.models import in_memory, unload
+from fleetproxy.remote.models import in_memory, look_again, unload
 
 _EXAMPLES = """\
   fleetproxy stop llama3.2:3b
@@ -31,11 +31,17 @@ def run(words: list[str]) -> int:
 
 
 def _work(fleet: Fleet, asked: argparse.Namespace) -> None:
-    holding = [copy.server for copy in in_memory(fleet) if canonical(copy.name) == canonical(asked.model)]
-    servers = [name for name in holding if name in asked.server] if asked.server else holding
+    servers = _holding(fleet, asked)
+    if not servers and look_again(fleet):  # loaded a moment ago
+        servers = _holding(fleet, asked)
     if not servers:
         where = f"on {', '.join(asked.server)}" if asked.server else "on any server"
         raise Mistake(f"{asked.model!r} is not loaded {where}; see `fleetproxy ps`", NOT_FOUND)
     for server in servers:
         unload(fleet, asked.model, server or None)
         talk(f"{asked.model} let go{f' by {server}' if server else ''}")
+
+
+def _holding(fleet: Fleet, asked: argparse.Namespace) -> list[str]:
+    holding = [copy.server for copy in in_memory(fleet) if canonical(copy.name) == canonical(asked.model)]
+    return [name for name in holding if name in asked.server] if asked.server else holding

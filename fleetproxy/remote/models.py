@@ -79,6 +79,11 @@ def _newest_first(found: Iterable[Model]) -> list[Model]:
     return sorted(found, key=lambda model: (_instant(model.modified_at), model.name), reverse=True)
 
 
+def look_again(fleet: Fleet) -> bool:
+    """Have every server polled now; False where the key may not. What the fleet knows is as old as its last poll."""
+    return fleet.ask_control("POST", "/api/poll").status == 200
+
+
 def in_memory(fleet: Fleet) -> list[Copy]:
     """Every copy in a server's memory, longest to stay first. Raises CallError."""
     servers = _servers(fleet)
