@@ -1,4 +1,4 @@
-"""The demo: a made-up fleet, made-up traffic, and the real `serve` in front, all in one temporary folder."""
+"""The demo: a made-up fleet with a made-up past and traffic, the real `serve` in front, all in one temporary folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import orjson
 
+from fleetproxy.testing import history
 from fleetproxy.testing.fakes import Fake, Fault, Profile
+from fleetproxy.testing.furnish import Administrator, Refused, furnish, set_up
+from fleetproxy.testing.history import Machine
 from fleetproxy.testing.raw import exchange, request
 from fleetproxy.testing.service import to_toml
 from fleetproxy.testing.traffic import Tally, drive
@@ -37,6 +39,29 @@ FLEET: tuple[Profile, ...] = (
     ),
     Profile(kind="llamacpp", name="minipc", vram_gb=6, slots=2, models=("phi-4-mini",)),
 )
+#: The machine that dials in.
+ATTIC = Profile(kind="ollama", name="attic", vram_gb=16, slots=2, models=("llama3.2:3b", "qwen3:8b"))
+_GB = 10**9
+#: The same servers as the past knows them, numbered in the order of the configuration.
+PAST: tuple[Machine, ...] = (
+    Machine(
+        id=1,
+        name="workstation",
+        pace=70,
+        models={"llama3.2:3b": 3 * _GB, "llama3.1:8b": 6 * _GB, "qwen3:8b": 7 * _GB, "nomic-embed-text": _GB // 2},
+        swaps=True,
+    ),
+    Machine(
+        id=2,
+        name="laptop",
+        pace=32,
+        models={"llama3.2:3b": 3 * _GB, "qwen3:8b": 7 * _GB, "nomic-embed-text": _GB // 2},
+        swaps=True,
+        away=((101.0, 95.0), (29.5, 40.0)),
+    ),
+    Machine(id=3, name="rack", pace=95, models={"meta-llama/Llama-3.1-8B-Instruct": 17 * _GB}, swaps=False),
+    Machine(id=4, name="minipc", pace=24, models={"phi-4-mini": 3 * _GB}, swaps=False, away=((62.0, 18.0),)),
+)
 DEFAULT_PORT = 11434
 READY_S = 30.0
 #: Sockets live in the demo's folder, and a socket's whole name may have 107 bytes.
@@ -44,13 +69,13 @@ LONGEST_PLACE_BYTES = 60
 #: A server fails each minute for this long, in one of these ways.
 FAILS_EVERY_S, FAILS_FOR_S = 60.0, 12.0
 FAILURES = ("unavailable", "reset_before", "error", "refuse")
-#: `fleetproxy serve` that is told to leave when the demo dies without a word (PR_SET_PDEATHSIG).
-_SERVE = """
+#: `fleetproxy` that is told to leave when the demo dies without a word (PR_SET_PDEATHSIG).
+_FLEETPROXY = """
 import ctypes, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 from fleetproxy.cli import main
-sys.exit(main(["serve", *sys.argv[1:]]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -84,34 +109,46 @@ async def run(plan: Plan, say: Callable[[str], None], ready: Callable[[str], Non
     place = usual if len(os.fsencode(usual)) <= LONGEST_PLACE_BYTES else "/tmp"  # noqa: S108 - mkdtemp makes its own
     folder = Path(tempfile.mkdtemp(prefix="fleetproxy-demo-", dir=place))
     fakes: list[Fake] = []
-    serve: asyncio.subprocess.Process | None = None
+    running: list[asyncio.subprocess.Process] = []
     try:
-        for profile in FLEET:
+        for profile in (*FLEET, ATTIC):
             fakes.append(Fake(msgspec.structs.replace(profile, seed=plan.seed, speed=plan.speed)))
             await fakes[-1].listen()
         port = _port(plan.port)
-        serve = await _serve(folder, port, fakes, open_to_all=plan.open)
+        if plan.traffic:
+            history.write(folder / "data" / "spool", plan.seed, time.time(), PAST)
+        serve = await _serve(folder, port, fakes[: len(FLEET)], open_to_all=plan.open)
+        running.append(serve)
         await _ready(serve, folder, port, stop)
         if not stop.is_set():
-            password = await _admin(port)
+            password = secrets.token_urlsafe(9)
+            try:
+                administrator = await set_up(port, "demo", password)
+            except Refused as error:
+                raise Failed(f"no administrator could be made: {error}") from None
+            running.append(await _worker(folder, port, fakes[-1]))
             say(_card(plan, port, password, folder))
             ready(f"http://127.0.0.1:{port}/dashboard/")
-            await _live(plan, port, fakes, stop, serve)
+            await _live(plan, administrator, fakes[: len(FLEET)], stop, serve)
     finally:
-        if serve is not None:
-            await _end(serve)
+        for process in reversed(running):
+            await _end(process)
         for fake in fakes:
             await fake.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _live(
-    plan: Plan, port: int, fakes: list[Fake], stop: asyncio.Event, serve: asyncio.subprocess.Process
+    plan: Plan,
+    administrator: Administrator,
+    fakes: list[Fake],
+    stop: asyncio.Event,
+    serve: asyncio.subprocess.Process,
 ) -> None:
-    """Traffic and failures until the end."""
-    parts = [asyncio.create_task(_watch(serve, stop))]
+    """Traffic and failures until the end, and what people have set up."""
+    parts = [asyncio.create_task(_watch(serve, stop)), asyncio.create_task(furnish(administrator))]
     if plan.traffic:
-        parts.append(asyncio.create_task(drive("127.0.0.1", port, plan.seed, plan.speed, Tally())))
+        parts.append(asyncio.create_task(drive("127.0.0.1", administrator.port, plan.seed, plan.speed, Tally())))
         parts.append(asyncio.create_task(_fail(fakes, plan.seed)))
     try:
         with contextlib.suppress(TimeoutError):
@@ -191,15 +228,25 @@ async def _serve(folder: Path, port: int, fakes: list[Fake], *, open_to_all: boo
     }
     config = folder / "fleetproxy.toml"
     config.write_text(to_toml(settings))
+    return await _start(folder, "serve", "--config", str(config))
+
+
+async def _worker(folder: Path, port: int, fake: Fake) -> asyncio.subprocess.Process:
+    name, slots = fake.profile.name, str(fake.profile.slots)
+    where = ["--server-url", f"ws://127.0.0.1:{port}", "--base-url", f"{fake.url}/v1"]
+    return await _start(folder, "worker", "llm", *where, "--client-name", name, "--max-concurrency", slots)
+
+
+async def _start(folder: Path, *words: str) -> asyncio.subprocess.Process:
+    """`fleetproxy` with these words, its output in the demo's folder under the first of them."""
     # The demo is the same everywhere: nobody's own settings reach it.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLEETPROXY_")}
-    with (folder / "serve.log").open("wb") as log:
+    with (folder / f"{words[0]}.log").open("wb") as log:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
-            _SERVE,
-            "--config",
-            str(config),
+            _FLEETPROXY,
+            *words,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -221,27 +268,15 @@ async def _ready(serve: asyncio.subprocess.Process, folder: Path, port: int, sto
         await asyncio.sleep(0.05)
 
 
-async def _admin(port: int) -> str:
-    """Make the demo's administrator; the password, which exists nowhere else."""
-    password = secrets.token_urlsafe(9)
-    body = orjson.dumps({"username": "demo", "password": password})
-    origin = ("Origin", f"http://127.0.0.1:{port}")
-    host = f"127.0.0.1:{port}"
-    answer = await exchange("127.0.0.1", port, request("POST", "/api/auth/setup", body, [origin], host=host))
-    if answer.status != 200:
-        raise Failed(f"no administrator could be made: {answer.status} {answer.body.decode(errors='replace')}")
-    return password
-
-
-async def _end(serve: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process) -> None:
     """SIGTERM, then less politely."""
     for number, patience_s in ((signal.SIGTERM, 8.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 5.0)):
-        if serve.returncode is not None:
+        if process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
-            serve.send_signal(number)
+            process.send_signal(number)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(serve.wait(), patience_s)
+            await asyncio.wait_for(process.wait(), patience_s)
 
 
 def _tail(folder: Path) -> str:
@@ -251,9 +286,10 @@ def _tail(folder: Path) -> str:
 def _card(plan: Plan, port: int, password: str, folder: Path) -> str:
     url = f"http://127.0.0.1:{port}"
     names = ", ".join(profile.name for profile in FLEET)
+    traffic = f"traffic {'on' if plan.traffic else 'off'}"
     body = '{"model":"llama3.2:3b","messages":[{"role":"user","content":"hello"}]}'
     return f"""\
-fleetproxy demo: {len(FLEET)} made-up servers ({names}), seed {plan.seed}, traffic {"on" if plan.traffic else "off"}
+fleetproxy demo: {len(FLEET)} made-up servers ({names}) and a dial-in worker ({ATTIC.name}), seed {plan.seed}, {traffic}
 
   dashboard  {url}/dashboard/   (login: demo, password: {password})
   proxy      {url}

@@ -98,6 +98,8 @@ def test_the_demo_lives_and_leaves_nothing(demo: Demo) -> None:
         return len({row["sourceIp"] for row in rows}) >= 4 and len({row["targetHost"] for row in rows} - {None}) >= 3
 
     until(busy, 30, "traffic from several sources at several servers")
+    until(lambda: demo.get("/api/workers", cookie)["workers"], 15, "a machine that dialled in")
+    until(lambda: len(demo.get("/api/users", cookie)) == 4, 15, "users")
     family = _family(demo.pid)
     assert len(family) >= 4
     demo.signal(signal.SIGINT)
@@ -106,6 +108,30 @@ def test_the_demo_lives_and_leaves_nothing(demo: Demo) -> None:
     assert list(demo.scratch.iterdir()) == []
     assert list(demo.home.rglob("*")) == []
     assert "Traceback" not in demo.text()
+
+
+@pytest.mark.parametrize("demo", [("--port", "0", "--seed", "3")], indirect=True)
+def test_a_week_lies_behind_the_demo(demo: Demo) -> None:
+    cookie = demo.login()
+
+    def past() -> Any:
+        found = demo.get("/api/analytics?hours=168", cookie)
+        return found if found["summary"]["totalRequests"] > 1000 else None
+
+    found = until(past, 15, "the history in the store")
+    assert len({bucket["bucket"][:10] for bucket in found["requestsOverTime"]}) >= 7
+    assert found["summary"]["uniqueUsers"] == 3
+    assert found["summary"]["uniqueModels"] >= 6
+    residency = demo.get("/api/analytics/residency?hours=168", cookie)
+    assert {stay["serverName"] for stay in residency["stays"]} >= {"workstation", "laptop", "rack", "minipc"}
+    events = demo.get("/api/server-events?hours=168", cookie)
+    assert {event["eventType"] for event in events} >= {"offline", "online"}
+
+    def plan() -> Any:
+        found = demo.get("/api/scheduled-jobs/timeline?hours=24", cookie)
+        return found["conflicts"]
+
+    assert {conflict["conflictType"] for conflict in until(plan, 15, "jobs")} >= {"same_model"}
 
 
 @pytest.mark.parametrize("demo", [("--port", "0", "--no-traffic", "--duration", "4")], indirect=True)
