@@ -86,6 +86,24 @@ export const PAGES: readonly Page[] = [
     group: 'Manage',
     load: () => import('$/pages/workers/index.svelte'),
   },
+  {
+    id: 'users',
+    path: '/users',
+    title: 'Users and keys',
+    icon: 'users',
+    key: 'u',
+    group: 'Manage',
+    load: () => import('$/pages/users/index.svelte'),
+  },
+  {
+    id: 'settings',
+    path: '/settings',
+    title: 'Settings',
+    icon: 'settings',
+    key: 't',
+    group: 'Manage',
+    load: () => import('$/pages/settings/index.svelte'),
+  },
 ]
 
 /** Beside the pages: what else fleetproxy serves. */
