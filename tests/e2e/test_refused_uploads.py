@@ -24,8 +24,8 @@ def send_all(port: int, path: bytes, size: int, times: int = 1) -> list[bytes]:
     heads = []
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
         for _ in range(times):
-            head = b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            client.sendall(head % (path, size))
+            lines = (b"POST %b HTTP/1.1" % path, b"Host: 127.0.0.1", b"Content-Length: %d" % size, b"", b"")
+            client.sendall(b"\r\n".join(lines))
             for at in range(0, size, 65536):
                 client.sendall(bytes(min(65536, size - at)))
             got = b""
