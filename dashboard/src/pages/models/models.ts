@@ -84,6 +84,21 @@ export function homes(
   ].sort((one, other) => rank[one.how] - rank[other.how] || one.name.localeCompare(other.name))
 }
 
+const standings = new WeakMap<LiveModel, ReadonlyMap<number, 'in memory' | 'on disk'>>()
+
+/** How a model is on each server that has it. Remembered: a matrix of a large fleet asks for it again and again. */
+export function standing(model: LiveModel): ReadonlyMap<number, 'in memory' | 'on disk'> {
+  let known = standings.get(model)
+  if (!known) {
+    known = new Map([
+      ...model.onDisk.map((id) => [id, 'on disk'] as const),
+      ...model.resident.map((id) => [id, 'in memory'] as const),
+    ])
+    standings.set(model, known)
+  }
+  return known
+}
+
 /** A model nobody has any more, or not yet: its page is there all the same. */
 export function unknown(name: string): LiveModel {
   return { name, sizeBytes: 0, parameterSize: null, quantization: null, digests: 0, onDisk: [], resident: [] }
