@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 from typing import Any
 
@@ -28,6 +28,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+ALL = os.environ.get("FLEETPROXY_TEST_ALL") == "1"
 SLOW = {"e2e", "serve", "dashboard", "cli", "bench", "loadtests"}
 #: Longest of all: it installs everything anew.
 LONGEST = "test_tutorial.py"
@@ -41,6 +42,15 @@ TEARDOWN_S = 60
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with whole services in them begin first: they take longest, and mostly wait."""
     items.sort(key=lambda item: (item.path.name != LONGEST, item.path.parent.name not in SLOW))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything must run, a test that does not has failed."""
+    report = yield
+    if ALL and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"skipped, with FLEETPROXY_TEST_ALL=1: {report.longrepr}"
+    return report
 
 
 @pytest.hookimpl(tryfirst=True)
