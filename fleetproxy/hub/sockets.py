@@ -102,6 +102,7 @@ class DirectSocket(asyncio.Protocol):
         "_door",
         "_guest",
         "_inside",
+        "_leaving",
         "_loop",
         "_max_unsent",
         "_pieces",
@@ -124,6 +125,8 @@ class DirectSocket(asyncio.Protocol):
         self._text = False
         self._timer: asyncio.TimerHandle | None = None
         self._inside = False
+        #: One side has said that it closes.
+        self._leaving = False
         self.remote = ""
 
     # --- Socket ------------------------------------------------------------------------------------------------------
@@ -273,7 +276,10 @@ class DirectSocket(asyncio.Protocol):
         return True
 
     def _leave_soon(self) -> None:
-        """A peer that does not finish its side of the closing is cut off."""
+        """A peer that does not finish its side of the closing is cut off, also when it goes on talking."""
+        if self._leaving:
+            return
+        self._leaving = True
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(CLOSE_S, self.abort)

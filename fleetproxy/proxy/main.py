@@ -58,15 +58,16 @@ async def main(process: Process) -> None:
         instance=hashlib.sha256(os.fsencode(process.data)).hexdigest()[:8],
         waiting=Waiting(board, hub),
         hub_connected=lambda: hub.connected,
-        hub_settled=hub.settled,
         processes=settings.processes,
         disk=Disk(process.data / "uploads", settings.asr.spool_bytes),
         clock=time.monotonic,  # the loop has the time of its turn, in whole milliseconds
     )
+    presence = Presence(hub, plane.publish, loop)
+    plane.hub_settled = presence.settled
     link = LinkClient(
         process.runtime / "link.sock",
         Hello(process=process.name, pid=os.getpid(), boot=process.boot),
-        Presence(hub, plane.publish, loop).publish,
+        presence.publish,
         spool.rotate,
     )
     plane.observe = lambda backend, kind: link.send(Observe(backend=backend, kind=kind))

@@ -50,7 +50,6 @@ class Plane:
         instance: str,
         waiting: Waiting,
         hub_connected: Callable[[], bool],
-        hub_settled: Callable[[], Awaitable[None]] | None = None,
         processes: int = 1,
         disk: Disk | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -71,7 +70,8 @@ class Plane:
         #: Where forms are kept until their model is known; without it they go anywhere, unread.
         self.disk = disk
         self.hub_connected = hub_connected
-        self._hub_settled = hub_settled
+        #: Waits until all workers that have come by now are in the snapshots.
+        self.hub_settled: Callable[[], Awaitable[None]] | None = None
         #: Our pseudonym in Via (RFC 9110 section 7.6.3): the same for all processes of this instance.
         self.via = f"1.1 fleetproxy-{instance}".encode()
         #: Tells control that a backend failed or recovered in passing.
@@ -111,8 +111,8 @@ class Plane:
 
     async def settled(self, endpoint: Endpoint) -> Snapshot:
         """The endpoint's snapshot with all workers that have come by now."""
-        if self._hub_settled is not None:
-            await self._hub_settled()
+        if self.hub_settled is not None:
+            await self.hub_settled()
         return self.snapshot_for(endpoint)
 
     def _tell(self, backend: str, kind: str) -> None:

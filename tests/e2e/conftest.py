@@ -116,7 +116,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(rounds(120, 1800)))
-        found = re.match(r"test_([ucjspmt])(\d\d)_", item.name)
+        found = re.match(r"test_([ucjspmtw])(\d\d)_", item.name)
         if found:
             item.user_properties.append(("case", f"{found[1].upper()}-{int(found[2])}"))
 

@@ -81,7 +81,7 @@ class GoSocket:
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
-    async def frame(self, opcode: int, payload: bytes, *, final: bool = True) -> None:
+    async def frame(self, opcode: int, payload: bytes, *, final: bool = True, times: int = 1) -> None:
         size, first = len(payload), opcode | (0x80 if final else 0)
         if size < 126:
             head = struct.pack(">BB", first, 0x80 | size)
@@ -92,7 +92,7 @@ class GoSocket:
         mask = os.urandom(4)
         pad = (mask * (size // 4 + 1))[:size]
         masked = (int.from_bytes(payload) ^ int.from_bytes(pad)).to_bytes(size) if size else b""
-        self._writer.write(head + mask + masked)
+        self._writer.write((head + mask + masked) * times)
         await self._writer.drain()
 
     async def say(self, **message: Any) -> None:

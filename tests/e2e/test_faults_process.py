@@ -285,6 +285,7 @@ async def test_every_first_order_case_has_its_test() -> None:
         test_faults_streaming,
         test_faults_transfer,
         test_faults_upstream,
+        test_faults_workers,
     )
     from tests.e2e.fault_cases import FIRST_ORDER
 
@@ -294,6 +295,7 @@ async def test_every_first_order_case_has_its_test() -> None:
         "J": test_faults_json,
         "S": test_faults_streaming,
         "P": test_faults_process,
+        "W": test_faults_workers,
         "M": test_faults_mcp,
         "T": test_faults_transfer,
     }

@@ -238,6 +238,24 @@ async def test_a_worker_that_does_not_read_gets_nothing_more_and_is_dropped_afte
     assert house.hub.sessions.counts["stalled"] == 1
 
 
+async def test_who_goes_on_talking_after_the_close_frame_is_cut_off(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "CLOSE_S", 0.2)
+
+    async def talk(peer: Raw) -> None:
+        while True:
+            peer.writer.write(frame(1, b"still here"))
+            await peer.writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with upgraded(house) as peer:
+        peer.writer.write(frame(1, b"no register message"))
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(talk(peer), 10)
+    await until(lambda: not len(house.hub.door))
+
+
 async def test_there_is_room_for_so_many_and_no_more(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleetproxy.hub.door.MAX_SOCKETS", 2)
     async with upgraded(house), upgraded(house):

@@ -1,0 +1,169 @@
+"""Faults of dial-in workers (W): each case of the catalogue by its number. Most are tested at the hub itself, in
+`tests/hub`; here are those that need the whole service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from fleetproxy.testing.spawned import until
+from fleetproxy.testing.stage import Stage
+from tests.e2e.fault_cases import rounds
+from tests.e2e.go_socket import PING, TEXT, Refused, free_port
+from tests.e2e.test_nfrx_rows import API_KEY, BEARER, CHAT, CLIENT_KEY, Agent, Rows, chat
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+_HUB, _WIRE = "tests/hub/test_nfrx_workers.py::", "tests/hub/test_sockets.py::"
+CASES = {
+    "W-1": _HUB + "test_silence_after_the_handshake_is_closed_at_the_deadline",
+    "W-2": _HUB + "test_who_does_not_register_first_is_closed_1008",
+    "W-3": _HUB + "test_the_client_key_opens_from_header_or_message",
+    "W-4": _HUB + "test_foreign_pages_stay_outside",
+    "W-5": _HUB + "test_the_same_id_again_supersedes_and_the_old_sockets_end_changes_nothing",
+    "W-6": _HUB + "test_w06_an_id_stays_with_the_key_it_came_by",
+    "W-8": _HUB + "test_absurd_concurrencies_are_clamped",
+    "W-10": _HUB + "test_a_lost_worker_fails_its_requests_at_once",
+    "W-11": "tests/e2e/test_faults_dialin.py::test_a_killed_worker_breaks_its_streams_and_no_others",
+    "W-12": "test_w12_heartbeats_do_not_keep_a_request_waiting",
+    "W-13": "tests/e2e/test_faults_dialin.py::test_w13_a_caller_that_does_not_read_slows_nobody_elses_stream",
+    "W-14": _WIRE + "test_a_worker_that_does_not_read_gets_nothing_more_and_is_dropped_after_a_while",
+    "W-15": "tests/e2e/test_nfrx_rows.py::test_row6_a_caller_that_leaves_cancels_and_is_answered_by_silence",
+    "W-16": _HUB + "test_messages_out_of_order_are_ignored_and_counted",
+    "W-17": _HUB + "test_a_worker_cannot_answer_another_workers_request",
+    "W-18": _HUB + "test_data_that_is_not_base64_fails_that_request_alone",
+    "W-20": _HUB + "test_drain_lets_what_runs_finish_and_gives_nothing_new",
+    "W-22": _HUB + "test_impossible_statuses_fail_that_request_alone",
+    "W-24": _WIRE + "test_malformed_frames_close_that_socket_with_the_right_code",
+    "W-26": _WIRE + "test_a_message_over_a_megabyte_costs_that_worker_its_socket",
+    "W-29": "test_w29_a_flood_of_messages_is_closed_and_slows_nobody",
+    "W-30": "test_w30_pings_without_end_are_cut_off_and_slow_nobody",
+    "W-31": "test_w31_all_workers_come_back_at_once",
+    "W-34": "tests/e2e/test_faults_mcp.py::test_w34_a_relay_that_has_its_id_is_known_to_every_process",
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rows]:
+    port = free_port()
+    auth = {"api_key": API_KEY, "client_key": CLIENT_KEY}
+    folder = tmp_path_factory.mktemp("workers")
+    stage = await Stage.open(folder, processes=2, auth=auth, hub={"listen": f"127.0.0.1:{port}"})
+    yield Rows(stage, port)
+    await stage.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def rows(running: Rows) -> AsyncIterator[Rows]:
+    running.stage.asked.clear()
+    running.stage.perhaps.clear()
+    await running.stage.recount()
+    yield running
+    await running.stage.settle()
+
+
+async def test_w12_heartbeats_do_not_keep_a_request_waiting(rows: Rows) -> None:
+    """A worker that lives and does not answer: the request's own clock ends it, and the worker is told."""
+    async with rows.agent("w12") as agent:
+        began_s = time.monotonic()
+        asking = asyncio.ensure_future(rows.ask(CHAT, chat("w12")))
+        order = await agent.order()
+        while not asking.done():
+            await agent.socket.say(type="heartbeat", ts=int(time.time()))
+            await asyncio.wait({asking}, timeout=0.1)
+        answer = await asking
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (504, "timeout")
+        assert 0.9 < time.monotonic() - began_s < 5.0, "timeouts.first_byte_s is 1 here"
+        assert await agent.socket.listen() == {"type": "http_proxy_cancel", "request_id": order["request_id"]}
+
+
+async def test_w29_a_flood_of_messages_is_closed_and_slows_nobody(rows: Rows) -> None:
+    quiet_s = await _slowest(rows, 40)
+    async with await rows.dial(direct=True) as socket:
+        await Agent(socket).register("w29", ["w29"])
+        asking = asyncio.ensure_future(_slowest(rows, 40))
+        ending = asyncio.ensure_future(socket.closed(20.0))
+        with contextlib.suppress(ConnectionError):
+            while not ending.done():
+                await socket.frame(TEXT, b'{"type":"heartbeat","ts":1}', times=1000)
+                await asyncio.sleep(0)
+        assert await ending in {(1008, "flood"), (0, "")}
+        assert await asking < 2 * quiet_s + rounds(500, 100) / 1000
+
+
+async def test_w30_pings_without_end_are_cut_off_and_slow_nobody(rows: Rows) -> None:
+    """Pings before any register message, and nobody reads the pongs."""
+    pids = rows.service.pids()
+    quiet_s = await _slowest(rows, 40)
+    async with await rows.dial(direct=True) as socket:
+        asking = asyncio.ensure_future(_slowest(rows, 40))
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(rounds(3, 30)):
+                while True:
+                    await socket.frame(PING, b"x" * 125, times=1000)
+        assert await asking < 2 * quiet_s + rounds(500, 100) / 1000
+    assert rows.service.pids() == pids
+
+
+async def test_w31_all_workers_come_back_at_once(rows: Rows) -> None:
+    """After the hub was killed, every worker dials at the same moment, and again while the door is full."""
+    count = rounds(100, 1000)
+    rows.service.allowed.append(re.compile("hub"))
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def come(number: int) -> None:
+            deadline_s = time.monotonic() + 20.0
+            while True:
+                with contextlib.suppress(Refused, OSError, TimeoutError, asyncio.IncompleteReadError):
+                    socket = await stack.enter_async_context(await rows.dial(direct=True))
+                    register = {"worker_id": f"w31-{number}", "worker_name": f"w31-{number}", "max_concurrency": 1}
+                    await socket.say(type="register", client_key="", models=["w31"], **register)
+                    return
+                assert time.monotonic() < deadline_s
+                refused.append(number)
+                await asyncio.sleep(random.uniform(0.05, 0.3))
+
+        for storm in range(2):
+            refused: list[int] = []
+            began_s = time.monotonic()
+            asking = asyncio.ensure_future(_slowest(rows, 40))
+            await asyncio.gather(*(come(number) for number in range(count)))
+            await asyncio.to_thread(until, lambda: len(_owners(rows)) == count, 15.0, f"{count} workers")
+            assert time.monotonic() - began_s < 10.0
+            assert await asking < rounds(1000, 500) / 1000  # the dialling keeps this test's own loop busy
+            if not storm:
+                pid = rows.service.pids()["hub"]
+                os.kill(pid, signal.SIGKILL)
+                new = lambda: rows.service.pids().get("hub") not in (None, pid)  # noqa: E731, B023
+                await asyncio.to_thread(until, new, 10.0, "a new hub")
+                await asyncio.to_thread(until, lambda: not _owners(rows), 10.0, "nobody is there")
+    await asyncio.to_thread(until, lambda: not _owners(rows), 10.0, "all have left")
+
+
+async def _slowest(rows: Rows, count: int) -> float:
+    """The longest of so many short requests to a configured server, in seconds."""
+    slowest_s = 0.0
+    body = b'{"model":"m","prompt":"","stream":false}'
+    for _ in range(count):
+        began_s = time.monotonic()
+        answer = await rows.ask("/api/generate", body)
+        assert answer.status == 200
+        slowest_s = max(slowest_s, time.monotonic() - began_s)
+    return slowest_s
+
+
+def _owners(rows: Rows) -> set[str]:
+    answer = rows.service.fetch("GET", "/api/llm/v1/models", None, dict(BEARER))
+    entries: list[dict[str, Any]] = json.loads(answer[2])["data"]
+    return {name for entry in entries if entry["id"] == "w31" for name in entry["owned_by"].split(",")}
