@@ -28,6 +28,10 @@ ui:
 ui-dev:
     cd dashboard && ([ -d node_modules ] || npm ci --ignore-scripts) && npm run dev
 
+# Pictures of every page of the dashboard, in docs/screenshots (needs Chromium).
+screenshots *words:
+    {{python}} docs/screenshots.py {{words}}
+
 # Types and accessibility of the dashboard's components.
 ui-check:
     cd dashboard && ([ -d node_modules ] || npm ci --ignore-scripts) && npm run check

@@ -1,0 +1,87 @@
+"""Names that are markup, or endless; addresses that lead nowhere; control gone while a page is open."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+
+import pytest
+from playwright.sync_api import Page
+
+from fleetproxy.testing.processes import children
+from fleetproxy.testing.service import Service
+from tests.dashboard.kit import PHONE, ROOT, Visit, expect, fits, live
+
+MARKUP = "<img src=x onerror=alert(1)>"
+ENDLESS = "endless-" * 24
+PAGES = re.findall(
+    r"^ +path: '([^']+)'", (ROOT / "dashboard/src/shell/pages.ts").read_text().split("ELSEWHERE")[0], re.MULTILINE
+)
+
+
+def _there(page: Page) -> None:
+    live(page)
+    page.wait_for_function("() => !document.querySelector('.skeleton')")
+
+
+@pytest.fixture
+def hostile(service: Service) -> None:
+    """Jobs, users, keys and requests named so."""
+    job = {"sourceIdentifier": MARKUP, "cronExpression": "0 * * * *", "targetModel": MARKUP}
+    for name in (MARKUP, ENDLESS):
+        service.admin("POST", "/api/scheduled-jobs", {**job, "name": name, "description": name * 2})
+    for model in (MARKUP, ENDLESS):
+        body = f'{{"model": "{model}", "messages": []}}'.encode()
+        headers = {"X-Ollama-Source": MARKUP, "Content-Type": "application/json", "User-Agent": MARKUP}
+        service.fetch("POST", "/api/chat", body, headers)
+
+
+def test_names_are_text_on_every_page_and_break_no_layout(visit: Visit, hostile: None) -> None:
+    page = visit("/", width=PHONE)
+    alerts: list[str] = []
+    page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+    for path in PAGES:
+        page.goto(f"{visit.service.admin_url}/dashboard{path}")
+        _there(page)
+        assert page.locator("img[src=x]").count() == 0, path
+        fits(page)
+    page.goto(f"{visit.service.admin_url}/dashboard/models/{MARKUP}")
+    _there(page)
+    assert page.locator("img[src=x]").count() == 0
+    assert not alerts
+
+
+def test_every_page_can_be_reloaded_and_left_by_back_and_forward(visit: Visit) -> None:
+    page = visit("/")
+    titles = []
+    for path in PAGES:
+        page.goto(f"{visit.service.admin_url}/dashboard{path}")
+        _there(page)
+        page.reload()
+        _there(page)
+        titles.append(page.title())
+    assert len(set(titles)) == len(PAGES)
+    page.go_back()
+    expect(page).to_have_title(titles[-2])
+    page.go_forward()
+    expect(page).to_have_title(titles[-1])
+
+
+def test_an_address_that_leads_nowhere_says_so_and_leads_back(visit: Visit) -> None:
+    page = visit("/no-such-page/at/all?x=%E0%A4%A")
+    expect(page.locator("main")).to_contain_text(re.compile("no such page"))
+    page.locator("main").get_by_role("link").first.click()
+    _there(page)
+    expect(page).to_have_title(re.compile("Fleet"))
+
+
+def test_control_killed_while_a_page_is_open_comes_back_by_itself(visit: Visit) -> None:
+    visit.expect(r"Failed to load resource|ERR_")
+    page = visit("/")
+    assert visit.service.process is not None
+    control = next(pid for pid, what in children(visit.service.process.pid) if "control" in what)
+    os.kill(control, signal.SIGKILL)
+    expect(page.get_by_role("status", name="Connection: Live")).to_be_hidden()
+    expect(page.get_by_role("status", name="Connection: Live")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("big", exact=True).first).to_be_visible()
