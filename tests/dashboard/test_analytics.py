@@ -63,7 +63,7 @@ def test_every_part_has_numbers_and_words(traffic: Service, visit: Visit, theme:
 def test_a_stretch_drawn_in_a_chart_is_the_new_period_and_a_double_click_leads_back(
     traffic: Service, visit: Visit
 ) -> None:
-    page = visit("/analytics?range=15m")
+    page = visit("/analytics?range=1h")
     expect(page.get_by_role("figure", name="Requests", exact=True).locator(".u-over")).to_be_visible()
     with page.expect_request(lambda request: "/api/analytics/series" in request.url) as asked:
         drag(page, "Requests")
@@ -76,11 +76,11 @@ def test_a_stretch_drawn_in_a_chart_is_the_new_period_and_a_double_click_leads_b
     expect(page.get_by_role("figure", name="Requests", exact=True)).to_be_visible()
     assert query(page)["range"] == f"{begin}..{end}"
     page.go_back()
-    expect(page.get_by_role("radio", name="15 min")).to_be_checked()
+    expect(page.get_by_role("radio", name="1 h")).to_be_checked()
     drag(page, "Duration")
     expect(page.get_by_role("button", name="Leave the zoom")).to_be_visible()
     page.get_by_role("figure", name="Duration", exact=True).locator(".u-over").dblclick()
-    expect(page.get_by_role("radio", name="15 min")).to_be_checked()
+    expect(page.get_by_role("radio", name="1 h")).to_be_checked()
 
 
 def test_a_charts_numbers_are_a_table_and_a_file(traffic: Service, visit: Visit, tmp_path: Path) -> None:
