@@ -29,6 +29,8 @@ QUALITY = 80
 PATIENCE_MS = 20_000
 #: The demo's traffic comes in waves: by now there is some on every server.
 WARM_UP_S = 25.0
+#: Until what fades in has done so, and numbers have come twice.
+SETTLE_MS = 900
 #: Errors that are part of it: the login page asks who is there, and is answered so.
 _WHO = "status of 401"
 
@@ -85,9 +87,10 @@ def _card(said: Any) -> tuple[str, str] | None:
 class Camera:
     """A browser at the demo, logged in by the form."""
 
-    def __init__(self, browser: Any, url: str, password: str) -> None:
+    def __init__(self, browser: Any, url: str, password: str, settle_ms: int = SETTLE_MS) -> None:
         self._browser = browser
         self._url = url
+        self._settle_ms = settle_ms
         self.complaints: list[str] = []
         context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="dark")
         page = self._page(context)
@@ -115,7 +118,7 @@ class Camera:
             if path.startswith("/dashboard"):
                 page.get_by_role("status", name="Connection: Live").wait_for()
             page.wait_for_function("() => !document.querySelector('.skeleton, [aria-busy=true]')")
-            page.wait_for_timeout(900)
+            page.wait_for_timeout(self._settle_ms)
             save(context, page, target)
             wide = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
             if wide > 0:
@@ -128,7 +131,7 @@ class Camera:
     def _page(self, context: Any) -> Any:
         context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
-        page.on("console", lambda message: message.type == "error" and self._complain(page, message.text))
+        page.on("console", lambda message: self._complain(page, message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self._complain(page, str(error)))
         page.on("request", lambda request: self._watch(page, request.url))
         return page
@@ -150,7 +153,7 @@ def save(context: Any, page: Any, target: Path) -> None:
     target.write_bytes(base64.b64decode(taken["data"]))
 
 
-def take_all(into: Path, looks: list[str], only: set[str], warm_up_s: float) -> list[str]:
+def take_all(into: Path, looks: list[str], only: set[str], *, warm_up_s: float, settle_ms: int) -> list[str]:
     """Every picture asked for; what was complained of."""
     from playwright.sync_api import sync_playwright  # noqa: PLC0415 - the list of pages needs no browser
 
@@ -161,7 +164,7 @@ def take_all(into: Path, looks: list[str], only: set[str], warm_up_s: float) -> 
     with demo("--seed", "3") as (url, password), sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=program, args=flags)
-        camera = Camera(browser, url, password)
+        camera = Camera(browser, url, password, settle_ms)
         if not only or "login" in only:
             save(camera.entry.context, camera.entry, into / "login-dark.webp")
         camera.log_in()
@@ -179,8 +182,15 @@ def main() -> int:
     options.add_argument("--looks", default=",".join(LOOKS))
     options.add_argument("--only", default="")
     options.add_argument("--warm-up", type=float, default=WARM_UP_S, metavar="S")
+    options.add_argument("--settle", type=int, default=SETTLE_MS, metavar="MS")
     asked = options.parse_args()
-    complaints = take_all(asked.into, asked.looks.split(","), set(filter(None, asked.only.split(","))), asked.warm_up)
+    complaints = take_all(
+        asked.into,
+        asked.looks.split(","),
+        set(filter(None, asked.only.split(","))),
+        warm_up_s=asked.warm_up,
+        settle_ms=asked.settle,
+    )
     for complaint in complaints:
         sys.stderr.write(f"{complaint}\n")
     return 1 if complaints else 0

@@ -7,7 +7,7 @@ import re
 import signal
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Dialog, Page
 
 from fleetproxy.testing.processes import children
 from fleetproxy.testing.service import Service
@@ -40,7 +40,12 @@ def hostile(service: Service) -> None:
 def test_names_are_text_on_every_page_and_break_no_layout(visit: Visit, hostile: None) -> None:
     page = visit("/", width=PHONE)
     alerts: list[str] = []
-    page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+
+    def refuse(dialog: Dialog) -> None:
+        alerts.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", refuse)
     for path in PAGES:
         page.goto(f"{visit.service.admin_url}/dashboard{path}")
         _there(page)

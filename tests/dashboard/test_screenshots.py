@@ -55,7 +55,9 @@ def _can_be_cut() -> bool:
 )
 def test_every_page_works_with_the_network_cut(built: None, tmp_path: Path) -> None:
     into = tmp_path / "shots"
-    command = f"ip link set lo up && exec {sys.executable} {SCRIPT} --into {into} --looks light --warm-up 0"
+    command = (
+        f"ip link set lo up && exec {sys.executable} {SCRIPT} --into {into} --looks light --warm-up 0 --settle 100"
+    )
     environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
     done = subprocess.run(
         [*_CUT, "sh", "-c", command], env=environment, capture_output=True, text=True, timeout=150, check=False
