@@ -60,6 +60,7 @@ ADVICE: dict[str, str] = {
     "not_found": "Look at the [endpoints](endpoints.md). Paths outside `/api/` and `/v1/` need `passthrough`; a family "
     "that is not in `plugins` has no paths.",
     "method_not_allowed": "The answer's `Allow` header names the methods this path takes.",
+    "upgrade_required": "This is the address for `fleetproxy worker --server-url`, not one to ask.",
     "body_timeout": "The network or the client stopped; raise `timeouts.body_idle_s` for slow lines.",
     "conflict": "Read the text: the name is taken, or what you change comes from the configuration file.",
     "body_too_large": "Send less, or raise `limits.body_bytes`. Blobs and audio are not limited by it.",

@@ -39,6 +39,7 @@ INFERENCE: dict[str, str] = {
     "x-should-retry": "`false`: trying again cannot help. OpenAI's SDKs obey it.",
     "www-authenticate": "`Bearer`, with 401.",
     "allow": "Methods the path takes, with 405.",
+    "upgrade": "`websocket`, with 426: workers dial in there.",
     "vary": "`Origin`, where there was one.",
     "access-control-allow-origin": "The page's own origin, when it is allowed. Credentials never are.",
     "access-control-allow-methods": "Answer to a preflight.",

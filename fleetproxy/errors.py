@@ -113,6 +113,12 @@ class MethodRefused(ClientError):
         self.allow = allow
 
 
+class UpgradeRequired(ClientError):
+    """Workers dial in here, by WebSocket; a plain request finds nothing."""
+
+    status, code = 426, "upgrade_required"
+
+
 class BodyTimeout(ClientError):
     """The request body stopped arriving."""
 

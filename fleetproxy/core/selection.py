@@ -217,7 +217,11 @@ def _unlisted(table: RoutingTable, operation: Operation, loads: Loads, *, elsewh
         return Refuse(NoBackend())
     if operation.canonical in table.unavailable:
         return Refuse(NoBackend(f"Every server that has the model '{operation.model}' is offline or in maintenance."))
-    best = min(usable, key=lambda index: (loads.tripped(table.backends[index].backend.column), *_room(table, index)))
+    # Stock workers say all they have, and say it anew when it changes.
+    asked = [index for index in usable if table.backends[index].backend.kind != "worker"]
+    if not asked:
+        return Refuse(ModelUnknown(operation.model or ""))
+    best = min(asked, key=lambda index: (loads.tripped(table.backends[index].backend.column), *_room(table, index)))
     return _alone(table, operation, loads, Route(best, RESIDENT, operation.model or ""), MOST_VRAM)
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from fleetproxy.core.operation import Voice
 from fleetproxy.core.table import Snapshot
-from fleetproxy.errors import FleetError, MethodRefused
+from fleetproxy.errors import FleetError, MethodRefused, UpgradeRequired
 from fleetproxy.families.llm import errors as dialect_errors
 from fleetproxy.listen import Send
 from fleetproxy.transport.base import Headers
@@ -33,6 +33,8 @@ def refusal_headers(error: FleetError, request_id: str, *, draining: bool = Fals
         headers.append((b"x-should-retry", b"false"))
     if isinstance(error, MethodRefused) and error.allow:
         headers.append((b"allow", error.allow.encode()))
+    if isinstance(error, UpgradeRequired):
+        headers.append((b"upgrade", b"websocket"))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if draining or error.status in (400, 408, 413, 414, 431):

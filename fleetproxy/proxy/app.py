@@ -26,6 +26,7 @@ from fleetproxy.errors import (
     PathUnknown,
     ServerUnknown,
     Unauthorized,
+    UpgradeRequired,
 )
 from fleetproxy.families import registry
 from fleetproxy.listen import App, Receive, Scope, Send
@@ -226,6 +227,9 @@ class Front:
         taken = registry.methods(path)
         if taken:
             raise MethodRefused(allow=", ".join(sorted(taken)))
+        if self._tunnels is not None and self._takes(self._tunnels, scope["raw_path"]):
+            self._only(method, frozenset({"GET"}))
+            raise UpgradeRequired
         raise PathUnknown
 
     async def _to_control(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:

@@ -388,6 +388,15 @@ def test_on_disk_servers_that_are_full_are_waited_for_too() -> None:
     assert (decision.columns, decision.reason) == ((1, 0), "model_available_busy")
 
 
+def test_stock_workers_are_never_asked_for_what_they_do_not_list() -> None:
+    worker = backend("w", 0, kind="worker", scheme="hub", vram_bytes=100)
+    alone = rank(fleet_of(w=(worker, "phi")), asking(V1_CHAT, "nobody"), IDLE, Random(1))
+    assert isinstance(alone, Refuse)
+    assert isinstance(alone.error, ModelUnknown)
+    table = fleet_of(w=(worker, "phi"), s=(backend("s", 1, vram_bytes=1), "else"))
+    assert names(table, rank(table, asking(V1_CHAT, "nobody"), IDLE, Random(1))) == "s"
+
+
 def test_an_unlisted_model_waits_for_the_one_server_that_is_asked() -> None:
     table = fleet_of(a=(backend("a", 0, max_concurrent=1), "phi"))
     decision = rank(table, asking(CHAT, "nobody"), Loads({0: 1}), Random(1))

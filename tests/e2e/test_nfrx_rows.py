@@ -595,6 +595,15 @@ ANSWERS: list[Row] = [
     ("GET", "/api/asr/", None, False, 200, {"id": "asr"}),
     ("GET", "/api/mcp", None, False, 200, {"id": "mcp"}),
 ]
+
+
+@pytest.mark.parametrize("family", ["llm", "asr", "mcp"])
+async def test_client1_a_plain_request_to_where_workers_dial_in_is_told_so(rows: Rows, family: str) -> None:
+    answer = await rows.stage.look(f"/api/{family}/connect")
+    assert (answer.status, answer.header("upgrade")) == (426, "websocket")
+    assert (await rows.stage.look(f"/api/{family}/connect", "POST")).status == 405
+
+
 WORDS = {401: "unauthorized", 404: ("model_not_found", "no_worker", "not_found")}
 
 
