@@ -123,6 +123,8 @@ export function options(
         space: 34,
         values: (_, splits) => splits.map((value) => (value == null ? '' : quantity(value, look.unit))),
         ...(look.log ? { filter: (_, splits) => splits.map((v) => (Number.isInteger(Math.log10(v)) ? v : null)) } : {}),
+        // Half a request is nothing one could count.
+        ...(look.unit === 'count' && !look.log ? { filter: (_, splits) => splits.map((v) => (Number.isInteger(v) ? v : null)) } : {}),
       },
     ],
     series: [{}, ...drawn],
