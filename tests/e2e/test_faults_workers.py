@@ -151,6 +151,28 @@ async def test_w31_all_workers_come_back_at_once(rows: Rows) -> None:
     await asyncio.to_thread(until, lambda: not _owners(rows), 10.0, "all have left")
 
 
+@pytest.mark.parametrize("family", ["llm", "asr"])
+async def test_w34_a_model_that_was_listed_once_is_known_to_every_process(rows: Rows, family: str) -> None:
+    bearer = dict(BEARER)
+    for number in range(rounds(5, 50)):
+        model = f"w34-{number}"
+        async with await rows.dial(family) as socket:
+            await Agent(socket).register(model, [model])
+            listed = lambda: model.encode() in rows.service.fetch("GET", f"/api/{family}/v1/models", None, bearer)[2]  # noqa: E731, B023
+            await asyncio.to_thread(until, listed, 5.0, "listed")
+            for _ in range(4):
+                status, _, _ = await asyncio.to_thread(
+                    rows.service.fetch, "GET", f"/api/{family}/v1/models/{model}", None, bearer
+                )
+                assert status == 200
+            if family == "llm":
+                agent = Agent(socket)
+                for _ in range(4):
+                    asking = asyncio.ensure_future(rows.ask(CHAT, chat(model)))
+                    await agent.answer(await agent.order(), b"{}")
+                    assert (await asking).status == 200
+
+
 async def _slowest(rows: Rows, count: int) -> float:
     """The longest of so many short requests to a configured server, in seconds."""
     slowest_s = 0.0
