@@ -44,6 +44,8 @@ class WaitingLine:
         #: Waiters that nobody could serve at the last sweep.
         self._hopeless: set[Key] = set()
         self._timer: asyncio.TimerHandle | None = None
+        #: When the timer is due, by the loop's clock.
+        self._due_s = 0.0
         #: Since start: "joined", "granted", "left", and refusals by their code.
         self.counts: Counter[str] = Counter()
         board.clear_row(0)
@@ -196,9 +198,11 @@ class WaitingLine:
         """See that somebody looks at the clock at the earliest deadline."""
         timer = self._timer
         if timer is not None and not timer.cancelled():
-            if timer.when() <= deadline_s:
+            if self._due_s <= deadline_s:
                 return
             timer.cancel()
+        # Kept here: uvloop's handles of what is due within the millisecond do not tell.
+        self._due_s = deadline_s
         self._timer = self._loop.call_at(deadline_s, self._expire)
 
     def _expire(self) -> None:

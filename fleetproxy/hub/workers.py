@@ -120,6 +120,8 @@ class Workers:
         self._columns: OrderedDict[Key, int] = OrderedDict()
         self._changed: dict[Key, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        #: When the timer is due, by the loop's clock.
+        self._due_s = 0.0
         self._told_s = 0.0
         #: To be called once everything that has changed by now has been told.
         self._curious: list[Callable[[], object]] = []
@@ -257,10 +259,10 @@ class Workers:
         self._changed[key] = None
         due = self._loop.time() + within_s
         if self._timer is not None:
-            if self._timer.when() <= due:
+            if self._due_s <= due:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(due, self._say)
+        self._say_at(due)
 
     def when_told(self, then: Callable[[], object]) -> None:
         """Call `then` when everybody has been told what has changed by now: at once, or as soon as joins are told."""
@@ -272,9 +274,14 @@ class Workers:
         if wait_s <= 0.0:
             self._timer.cancel()
             self._say()
-        elif self._loop.time() + wait_s < self._timer.when():
+        elif self._told_s + JOINS_GATHER_S < self._due_s:
             self._timer.cancel()
-            self._timer = self._loop.call_later(wait_s, self._say)
+            self._say_at(self._told_s + JOINS_GATHER_S)
+
+    def _say_at(self, due_s: float) -> None:
+        # Kept here: uvloop's handles of what is due within the millisecond do not tell.
+        self._due_s = due_s
+        self._timer = self._loop.call_at(due_s, self._say)
 
     def _say(self) -> None:
         self._timer = None
