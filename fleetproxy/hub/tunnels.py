@@ -88,7 +88,8 @@ class Tunnel:
 
     @property
     def unsent_bytes(self) -> int:
-        return self._queued_bytes + WINDOW_BYTES - min(self._credit, WINDOW_BYTES)
+        # The other end gives credit back in steps of half the window: less than that is no sign of anything unsent.
+        return self._queued_bytes + max(0, WINDOW_BYTES // 2 - self._credit)
 
     def trust(self, message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._max_message = message_bytes

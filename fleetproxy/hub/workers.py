@@ -86,6 +86,7 @@ class Connected:
         """Its socket is gone: what runs on it fails now, visibly."""
         for stream in tuple(self.streams):
             self.failed += 1
+            self.link.cancel(stream)  # what it holds for the stream goes with it
             stream.reset("backend_lost" if stream.answered else "backend_reset")
 
 

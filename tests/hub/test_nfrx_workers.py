@@ -261,6 +261,27 @@ async def test_a_lost_worker_fails_its_requests_at_once(house: House, begun: boo
     assert not house.hub.workers.find(2048, "w1")
 
 
+async def test_a_lost_workers_requests_take_no_memory_any_more(house: House) -> None:
+    """Neither the body that was being collected for it, nor answers its callers had not taken."""
+    proxy = await house.proxy()
+    agent = await house.nfrx(proxy)
+    held = house.hub.sessions.held
+    answering = await proxy.transport.open(proxy.backend(), chat(), 1.0)
+    order = await agent.order()
+    await agent.head(order)
+    for _ in range(10):
+        await agent.chunk(order, bytes(100_000))
+    half = Call(method=b"POST", target=b"/v1/x", header_lines=b"", body=None, content_length=200_000)
+    asking = await proxy.transport.open(proxy.backend(), half, 1.0)
+    asking.write(bytes(100_000))
+    await until(lambda: held.collecting == 100_000 and held.answers > 0)
+    await agent.socket.close()
+    await until(lambda: not house.hub.workers.connected("llm", "w1"))
+    assert (held.collecting, held.answers) == (0, 0)
+    answering.close()
+    asking.close()
+
+
 async def test_a_route_to_a_worker_that_has_left_says_so_before_anything_was_sent(house: House) -> None:
     proxy = await house.proxy()
     agent = await house.nfrx(proxy)

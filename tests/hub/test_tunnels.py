@@ -16,16 +16,20 @@ from typing import Any
 
 import msgspec
 import pytest
-from hub_house import Nfrx, until
+from hub_house import House, Nfrx, Proxy, chat, until
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from fleetproxy.core.table import Snapshot
+from fleetproxy.errors import BackendReset
+from fleetproxy.hub.session import Session
 from fleetproxy.link import board as load_board
 from fleetproxy.link.messages import Message, WorkersPulse, WorkersSeen
 from fleetproxy.link.server import LinkServer
+from fleetproxy.proxy.tunnel import Tunnel
 from fleetproxy.settings import Settings
 from fleetproxy.settings.model import Auth
+from fleetproxy.wire import payloads
 
 
 class Place:
@@ -219,3 +223,61 @@ async def test_a_draining_proxy_keeps_a_busy_workers_socket_until_its_answer_is_
     assert await asking == (200, b"{}")
     assert (await agent.closed())[0] == 1001
     assert await place.left(proxy) == 0
+
+
+# --- who is stuck ----------------------------------------------------------------------------------------------------
+
+
+async def tunnelled(house: House) -> tuple[Proxy, Tunnel, Session]:
+    """A stock worker behind a tunnel, with both ends of the tunnel in this loop."""
+    proxy = await house.proxy()
+    tunnel = Tunnel(proxy.hub, asyncio.get_running_loop())
+    assert tunnel.open(payloads.Knock("/api/llm/connect", (), "127.0.0.1"))
+    assert (await tunnel.welcome).status == 101
+    await tunnel.give('{"type":"register","worker_id":"w1","models":["m"],"max_concurrency":4}')
+    await until(lambda: proxy.hub.workers)
+    (session,) = house.hub.sessions.open
+    return proxy, tunnel, session
+
+
+def look_much_later(house: House, found: Session, times: int = 3) -> None:
+    """The sweeps of some minutes in which the worker was heard of all the time."""
+    now_s = house.hub.sessions.loop.time()
+    for minute in range(times):
+        for second in range(60):
+            later_s = now_s + minute * 60 + second
+            found._heard_s = later_s
+            found.look(later_s)
+
+
+async def test_a_worker_behind_a_tunnel_that_takes_what_it_is_sent_is_never_stuck(house: House) -> None:
+    """What it has taken comes back as credit in large steps only: a little that is out is no sign of anything."""
+    proxy, tunnel, found = await tunnelled(house)
+    for size in (10, 5000, 70_000, 100_000):
+        asking = asyncio.ensure_future(proxy.ask(chat(b"x" * size)))
+        order = json.loads(await tunnel.next() or "")
+        head = {"type": "http_proxy_response_headers", "status": 200, "headers": {}}
+        for message in (head, {"type": "http_proxy_response_end"}):
+            await tunnel.give(json.dumps(message | {"request_id": order["request_id"]}))
+        assert await asking == (200, b"")
+        waiting = asyncio.ensure_future(tunnel.next())
+        await asyncio.sleep(0.02)
+        look_much_later(house, found)
+        assert house.hub.sessions.counts["stalled"] == 0
+        assert len(house.hub.workers) == 1
+        waiting.cancel()
+    tunnel.close(1000, "bye")
+    await until(lambda: not len(house.hub.tunnels))
+
+
+async def test_a_worker_behind_a_tunnel_that_takes_nothing_is_dropped(house: House) -> None:
+    proxy, tunnel, found = await tunnelled(house)
+    asking = [asyncio.ensure_future(proxy.ask(chat(b"x" * 200_000))) for _ in range(3)]
+    (connected,) = house.hub.workers
+    await until(lambda: len(connected.streams) == 3 and found._socket.unsent_bytes > 256 * 1024)
+    look_much_later(house, found, 1)
+    for one in asking:
+        with pytest.raises(BackendReset):
+            await one
+    assert house.hub.sessions.counts["stalled"] == 1
+    assert tunnel.closed is not None
