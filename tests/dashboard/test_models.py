@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fleetproxy.testing.service import Service
-from fleetproxy.testing.spawned import FakeProcess
+from fleetproxy.testing.spawned import FakeProcess, until
 from tests.dashboard.kit import PHONE, THEMES, Theme, Visit, accessible, expect, fits
 
 
@@ -123,7 +123,9 @@ def test_a_pull_shows_how_far_it_is_and_can_be_stopped(
     assert (last["action"], last["status"]) == ("pull", "failed")
 
 
-def test_on_a_phone_the_drawer_is_whole(visit: Visit) -> None:
+def test_on_a_phone_the_drawer_is_whole(visit: Visit, service: Service) -> None:
+    # Control looks for new names every 15 s.
+    until(lambda: service.admin("GET", "/api/discoveries")["discoveries"], 20, "models that were not there before")
     page = visit("/models", width=PHONE, height=740)
     expect(page.get_by_role("row", name="qwen3:8b")).to_be_visible()
     fits(page)
@@ -135,6 +137,6 @@ def test_on_a_phone_the_drawer_is_whole(visit: Visit) -> None:
     drawer.get_by_role("button", name="Close").click()
     page.get_by_role("tab", name="Advice").click()
     expect(page.get_by_role("heading", name="Models are well placed")).to_be_visible()
-    expect(page.get_by_role("region", name="New in the fleet")).to_be_visible()
+    expect(page.get_by_role("region", name="New in the fleet")).to_contain_text("first seen on")
     fits(page)
     accessible(page)

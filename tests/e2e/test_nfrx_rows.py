@@ -245,7 +245,7 @@ async def test_row3_fifteen_seconds_of_silence_are_death(rows: Rows) -> None:
             await beating.socket.say(type="heartbeat", ts=int(time.time()))
             await asyncio.wait({closing}, timeout=5.0)
         assert closing.result() == (1008, "silent")
-        assert time.monotonic() - began_s > 14.5
+        assert 14.5 < time.monotonic() - began_s < 18.0
         asking = asyncio.ensure_future(rows.ask(CHAT, chat("row3-beating")))
         await beating.answer(await beating.order(), b"{}")
         assert (await asking).status == 200

@@ -102,10 +102,11 @@ async def test_series_and_residency_answer_as_their_document_says(admin: httpx.A
     assert found["times"][0] <= found["from"] < found["times"][1]
     assert all(moment.endswith(":00:00.000Z") for moment in found["times"])
 
-    stays = (await admin.get("/api/analytics/residency?hours=24")).json()
-    assert [(one["model"], one["unloadedAt"] is None, round(one["seconds"] / 3600)) for one in stays["stays"]] == [
-        ("phi", False, 21),
-        ("qwen", True, 1),
+    window = f"from={ago(hours=24).timestamp()}&to={NOW.timestamp()}"
+    stays = (await admin.get(f"/api/analytics/residency?{window}")).json()
+    assert [(one["model"], one["unloadedAt"] is None, round(one["seconds"])) for one in stays["stays"]] == [
+        ("phi", False, 21 * 3600),
+        ("qwen", True, 3600),
     ]
     assert stays["stays"][0]["loadedAt"] < stays["from"]
     assert (stays["stays"][0]["vramBytes"], stays["stays"][0]["quantization"]) == (7, "Q4")
