@@ -14,6 +14,8 @@ import msgspec
 from fleetproxy.core.backend import Backend, BackendState, DiskModel, Kind, ResidentModel
 
 MAX_MODELS = 1000
+#: All names of one worker together. A thousand of the longest would leave no room for the rest of what is said of it.
+MAX_MODELS_BYTES = 256 * 1024
 MAX_NAME_CHARACTERS = 256
 MAX_LABEL_CHARACTERS = 128
 MAX_CONCURRENCY = 1024
@@ -136,10 +138,14 @@ def printable(text: str, most: int) -> str:
 
 
 def bounded_models(models: Iterable[str]) -> tuple[str, ...]:
-    """Each once, in order, without impossible names, at most MAX_MODELS."""
+    """Each once, in order, without impossible names, at most MAX_MODELS in MAX_MODELS_BYTES."""
     kept: dict[str, None] = {}
+    size = 0
     for model in models:
         if model and len(model) <= MAX_NAME_CHARACTERS and model.isprintable() and model.strip() == model:
+            size += len(model.encode()) if model not in kept else 0
+            if size > MAX_MODELS_BYTES:
+                break
             kept[model] = None
             if len(kept) == MAX_MODELS:
                 break

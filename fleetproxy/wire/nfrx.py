@@ -240,7 +240,8 @@ def _percent(fields: dict[str, Any], name: str) -> float:
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return 0.0
-    return min(max(float(value), 0.0), 100.0) if math.isfinite(value) else 0.0
+    # Cut before it is made a float: a whole number may be larger than any.
+    return float(min(max(value, 0), 100)) if isinstance(value, int) or math.isfinite(value) else 0.0
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:

@@ -200,8 +200,8 @@ class RelayCall(Payload, frozen=True):
     method: Annotated[str, Meta(max_length=256)]
     #: For the relay's log.
     request_id: Annotated[str, Meta(max_length=128)]
-    #: The caller's token for the relay, "" when there is none.
-    token: Annotated[str, Meta(max_length=8192)]
+    #: The caller's token for the relay, "" when there is none: as long as a request's head may be.
+    token: Annotated[str, Meta(max_length=65536)]
     #: An encoded Request.
     request: bytes
 

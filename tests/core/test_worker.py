@@ -39,6 +39,14 @@ def test_a_hundred_thousand_models_are_cut() -> None:
     assert offer.bounded().models == offer.models[: worker.MAX_MODELS]
 
 
+def test_names_of_many_bytes_are_fewer() -> None:
+    wide = tuple(f"{number:04}" + "\U0001f600" * 252 for number in range(1000))
+    kept = Offer(models=wide).bounded().models
+    assert kept == wide[: len(kept)]
+    assert worker.MAX_MODELS_BYTES - 2000 < sum(len(model.encode()) for model in kept) <= worker.MAX_MODELS_BYTES
+    assert Offer(models=wide[:1] * 1000 + ("m",)).bounded().models == (wide[0], "m")
+
+
 @given(OFFERS)
 def test_only_an_idle_worker_with_room_gets_work(offer: Offer) -> None:
     offer = offer.bounded()

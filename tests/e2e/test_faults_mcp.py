@@ -422,6 +422,23 @@ async def test_m10_a_token_goes_to_the_relay_and_nowhere_else(open_stage: OpenSt
         assert "key-of-anna-which-is-long" not in sink
 
 
+async def test_m10_a_long_token_concerns_its_own_call_alone(stage: Stage) -> None:
+    async with relay(stage) as fake:
+        asking = asyncio.ensure_future(post(stage, fake.id, rpc("wait")))
+        waiting = await fake.call()
+        for size, status in ((8_000, 200), (9_000, 200), (40_000, 413)):
+            header = (("Authorization", "Bearer " + "t" * size),)
+            other = asyncio.ensure_future(post(stage, fake.id, rpc(), header))
+            if status == 200:
+                opening = await fake.next("open")
+                assert opening["auth"] == "t" * size
+                await fake.say("open.ok", sid=opening["sid"])
+                await fake.reply(opening["sid"], (await fake.next("rpc"))["payload"], result={})
+            assert (await other).status == status
+        await fake.reply(*waiting, result="mine")
+        assert json.loads((await asking).body)["result"] == "mine"
+
+
 async def test_m11_a_relay_that_wants_another_token(stage: Stage) -> None:
     async with relay(stage) as fake:
         fake.serve(echo, token="right")

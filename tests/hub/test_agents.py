@@ -17,7 +17,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from fleetproxy.core.worker import Offer
+from fleetproxy.core.backend import DiskModel
+from fleetproxy.core.worker import Listing, Offer
 from fleetproxy.errors import BackendLost, BackendReset, WorkerBusy, WorkerRefused
 from fleetproxy.hub.session import Session
 from fleetproxy.transport.base import Call
@@ -361,6 +362,30 @@ async def test_a_worker_that_breaks_the_rules_loses_that_stream_then_its_socket(
                 await socket.send(frames.encode(frames.DATA, 999, b""))
             await until(lambda: socket.close_code is not None)
         assert (socket.close_code, socket.close_reason) == (1002, "protocol")
+
+
+async def test_a_worker_with_more_to_tell_than_fits_is_told_in_part_and_hides_nobody(house: House) -> None:
+    """A thousand names of the longest kind, and a list as long as its message can take."""
+    proxy = await house.proxy()
+    wide = "\U0001f600"
+
+    def enrol(filler: int) -> bytes:
+        models = tuple(f"{number:04}{wide * 252}" for number in range(1000))
+        listing = Listing(on_disk=(DiskModel(name="x" * filler),))
+        offer = Offer(models=models, max_concurrency=1, listing=listing)
+        return payloads.encode(payloads.Enrol(worker_id="w2", worker_name="wide", offer=offer))
+
+    said = enrol(frames.MAX_PAYLOAD_BYTES - 32 - len(enrol(1000)) + 1000)
+    async with connect(house.url, subprotocols=[Subprotocol("fleetproxy.v1")], compression=None) as socket:
+        await socket.send(frames.encode(frames.REGISTER, 0, said))
+        await until(lambda: len(house.hub.workers) == 1)
+        await house.nfrx(proxy)
+        late = await house.proxy(1)
+        for one in (proxy, late):
+            await until(lambda one=one: len(one.hub.workers) == 2)
+            assert one.hub.connections == 1
+            await one.hub.settled()
+            assert 100 < len(one.worker("wide").offer.models) <= 1000
 
 
 # --- a stock server ------------------------------------------------------------------------------------------------

@@ -144,6 +144,12 @@ def test_fields_of_any_type_are_taken_or_count_as_not_given(kind: str, fields: d
                 assert 0 <= message.host_ram_used_percent <= 100
 
 
+@pytest.mark.parametrize(("said", "read"), [("1" + "0" * 400, 100.0), ("-1" + "0" * 400, 0.0), ("12", 12.0)])
+def test_a_percentage_may_be_any_number(said: str, read: float) -> None:
+    message = read_agent(f'{{"type":"heartbeat","host_cpu_percent":{said}}}')
+    assert message == nfrx.Heartbeat(host_cpu_percent=read)
+
+
 def test_the_stock_agents_register_is_read_as_it_comes() -> None:
     text = (
         '{"type":"register","worker_id":"20260401120000","worker_name":"gpu1","client_key":"","models":null,'
