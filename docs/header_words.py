@@ -68,7 +68,7 @@ SENT: dict[str, str] = {
     "x-fleet-signature": "`sha256=` and the HMAC-SHA256 of the body with the secret, in hex: on webhooks.",
     "x-request-id": "To servers: the request's id.",
     "x-forwarded-for": "To servers: the caller's address.",
-    "via": "To servers: this fleetproxy.",
+    "via": "To servers: who the request came by, this fleetproxy last.",
 }
 #: HTTP's own, on which there is nothing to say.
 PLAIN = frozenset({"content-type", "content-length", "connection", "transfer-encoding", "date", "server"})

@@ -60,6 +60,8 @@ class Candidates(msgspec.Struct, frozen=True):
     routes: tuple[Route, ...]
     reason: str
     pin_ignored: bool = False
+    #: Full servers that could serve it too: stood in line for when those above have failed.
+    full: tuple[Route, ...] = ()
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -199,7 +201,10 @@ def _ordered(
         reason = LOADED
     else:
         reason = REDIRECTED if any(entry[0] & _FULL and entry[1] == RESIDENT for entry in keyed) else AVAILABLE
-    return Candidates(tuple([entry[-1] for entry in keyed if not entry[0] & _FULL]), reason)
+    asked = tuple([entry[-1] for entry in keyed if not entry[0] & _FULL])
+    if len(asked) == len(keyed):
+        return Candidates(asked, reason)
+    return Candidates(asked, reason, full=tuple([entry[-1] for entry in keyed if entry[0] == _FULL]))
 
 
 def _without_route(entry: _Keyed) -> tuple[int, int, float, bool, int, float]:
@@ -261,7 +266,7 @@ def _any(table: RoutingTable, operation: Operation, loads: Loads) -> Decision:
         return Candidates(routes, ANY)
     free = tuple(route for route in routes if not is_full(table.backends[route.backend].backend, loads))
     if free:
-        return Candidates(free, ANY)
+        return Candidates(free, ANY, full=tuple(route for route in routes if route not in free))
     return Wait(tuple(table.backends[route.backend].backend.column for route in routes), routes, ANY)
 
 
@@ -324,6 +329,7 @@ def _restricted(decision: Decision, operation: Operation, allowed: frozenset[str
     if not kept:
         return Refuse(ModelUnknown(operation.model or ""))
     if isinstance(decision, Candidates):
-        return replace(decision, routes=kept)
+        full = tuple(route for route in decision.full if canonical(route.model) in allowed)
+        return replace(decision, routes=kept, full=full)
     columns = dict(zip(decision.routes, decision.columns, strict=True))
     return replace(decision, routes=kept, columns=tuple(columns[route] for route in kept))

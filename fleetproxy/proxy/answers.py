@@ -9,9 +9,11 @@ from fleetproxy.core.table import Snapshot
 from fleetproxy.errors import FleetError, MethodRefused, UpgradeRequired
 from fleetproxy.families.llm import errors as dialect_errors
 from fleetproxy.listen import Send
+from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.transport.base import Headers
 
 JSON = (b"content-type", b"application/json; charset=utf-8")
+_NO_RETRIES, _NO_QUEUE = (b"x-fleet-retries", b"0"), (b"x-fleet-queue-ms", b"0")
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
@@ -20,6 +22,23 @@ async def respond(send: Send, status: int, headers: Headers, body: bytes, *, hea
     headers = [*headers, (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head_only else body, "more_body": False})
+
+
+def explain_headers(exchange: Exchange) -> Headers:
+    """Why the answer came from where it came: on every answer, refusals included."""
+    backend = exchange.backend
+    queue_ms = exchange.queue_s * 1000
+    headers: Headers = [
+        _NO_RETRIES if not exchange.retries else (b"x-fleet-retries", b"%d" % exchange.retries),
+        _NO_QUEUE if not queue_ms else (b"x-fleet-queue-ms", b"%d" % queue_ms),
+    ]
+    if exchange.route_reason is not None:
+        headers.append((b"x-fleet-route", exchange.route_reason.encode()))
+    if backend is not None and not exchange.snapshot.access.hide_backends:
+        headers.append((b"x-fleet-backend", backend.name.encode("ascii", "backslashreplace")))
+    if exchange.pin_ignored:
+        headers.append((b"x-fleet-pin", b"ignored"))
+    return headers
 
 
 def refusal_headers(error: FleetError, request_id: str, *, draining: bool = False) -> Headers:

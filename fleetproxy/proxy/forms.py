@@ -7,14 +7,13 @@ backend that could not be reached, or had no room after all, costs another route
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 
 from fleetproxy.core.operation import Operation
-from fleetproxy.core.selection import Wait, renames, routes_of
+from fleetproxy.core.selection import renames, routes_of
 from fleetproxy.core.table import Route
 from fleetproxy.errors import (
     BackendError,
@@ -31,7 +30,7 @@ from fleetproxy.errors import (
 from fleetproxy.proxy.body import pieces_of
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.plane import Plane
-from fleetproxy.proxy.relay import Relay, verdict
+from fleetproxy.proxy.relay import Relay, in_turn, verdict
 from fleetproxy.proxy.spool_file import MEMORY_BYTES, Disk, Kept
 from fleetproxy.transport.base import Answer, Call, Upstream
 from fleetproxy.wire.multipart import BadForm, Field, FormReader, boundary_of
@@ -147,38 +146,37 @@ class Forms:
         known = routes_of(table, operation) or operation.canonical in table.unavailable
         if exchange.endpoint.table == "asr" and not known:
             raise ModelUnknown(operation.model or "")  # workers say what they have; nobody else has it
-        decision = relay.decide(exchange, operation)
-        stood = counted = isinstance(decision, Wait)
-        routes = (await relay.stand(exchange, operation, decision),) if isinstance(decision, Wait) else decision.routes
-        left = deque(routes)
+        left, full = in_turn(relay.decide(exchange, operation))
         failures: list[FleetError] = []
+        stood = False
         while True:
-            route = left.popleft()
+            granted = not left
+            if granted:
+                route = await relay.stand(exchange, operation, full)
+                full.remove(route)
+                stood = True
+            else:
+                route = left.popleft()
             backend = exchange.snapshot.table.backends[route.backend].backend
-            if not counted:
+            if not granted:
                 plane.board.add(backend.column, 1)
             try:
                 await self._attempt(exchange, operation, route, form, field)
                 return
             except (BackendError, BodyTooLarge) as error:
                 failures.append(error)
-                again = form.rewindable and not exchange.committed
-                if isinstance(error, BodyTooLarge):
-                    if not left or not again:
-                        raise
-                elif not again or not error.resendable or (not left and (stood or not isinstance(error, WorkerBusy))):
+                if isinstance(error, WorkerBusy) and not stood:
+                    full.append(route)  # somebody took its last slot between our look and our asking
+                again = form.rewindable and not exchange.committed and (left or full)
+                if not again and isinstance(error, BodyTooLarge):
+                    raise
+                if not again or not (isinstance(error, BodyTooLarge) or error.resendable):
                     raise verdict(exchange, operation, failures) from None
                 exchange.retries += 1
                 plane.counters[f"retries:{error.code}"] += 1
             finally:
                 plane.board.add(backend.column, -1)
-                counted = False
                 plane.freed(backend.column)
-            if not left:
-                # Somebody took the worker's last slot between our look and our asking.
-                stood = counted = True
-                busy = Wait((backend.column,), (route,), exchange.route_reason or "")
-                left.append(await relay.stand(exchange, operation, busy))
 
     async def _attempt(self, exchange: Exchange, operation: Operation, route: Route, form: Form, field: Field) -> None:
         """Send the form to one backend, and its answer to the caller."""

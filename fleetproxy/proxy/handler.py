@@ -55,9 +55,11 @@ class Handler:
                 await plane.settle(exchange)
             if endpoint.form and self._forms is not None:
                 await self._forms.serve(exchange, self._operation(exchange, None))
+                await linger.after(exchange)
                 return
             if endpoint.upload:
                 await self._relay.upload(exchange, self._operation(exchange, None))
+                await linger.after(exchange)
                 return
             body = await self._body(exchange)
             held_bytes = len(body)
@@ -208,7 +210,7 @@ class Handler:
             exchange.request_id,
             head_only=exchange.method == "HEAD",
             draining=self._plane.draining or not stays,
-            extra=self._relay.explain_headers(exchange),
+            extra=answers.explain_headers(exchange),
         )
         await linger.after(exchange)
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from fleetproxy.errors import BackendLost, FleetError, StreamTruncated
+from fleetproxy.errors import BackendLost, ClientGone, FleetError, StreamTruncated
 from fleetproxy.listen import Send, taken
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.transport.base import Upstream
@@ -35,9 +35,11 @@ class Pump:
         "_error_event",
         "_exchange",
         "_marked",
+        "_patience",
         "_record",
         "_send",
         "_tap",
+        "_untaken",
         "_upstream",
         "done",
     )
@@ -64,6 +66,9 @@ class Pump:
         self._marked = marked
         self._record = record
         self._error_event = error_event
+        #: Pieces that wait for the caller to read; and the limit that held for the backend before the first of them.
+        self._untaken = 0
+        self._patience: tuple[float | None, type[FleetError] | None] = (None, None)
 
     def piece(self, data: bytes, last: bool) -> None:
         if self.done.done():
@@ -89,12 +94,12 @@ class Pump:
             waiting: Any = self._send({"type": "http.response.body", "body": data, "more_body": not last})
             if last:
                 if not taken(waiting):
+                    exchange.limit(exchange.snapshot.limits.write_stall_s, ClientGone)
                     waiting.add_done_callback(self._finished, context=None)
                 else:
                     self.done.set_result(True)
             elif not taken(waiting):
-                self._upstream.pause()
-                waiting.add_done_callback(self._resumed, context=None)
+                self._hold(waiting)
         except Exception as error:
             if not self.done.done():
                 self.done.set_exception(error)
@@ -112,9 +117,22 @@ class Pump:
             self._record(exchange)
         self.done.set_result(False)
 
+    def _hold(self, waiting: Any) -> None:
+        """The caller does not read: the backend has to wait, and it is the caller's time that runs meanwhile."""
+        if not self._untaken:
+            exchange = self._exchange
+            self._patience = (exchange.time_limit_s, exchange.timeout_error)
+            exchange.limit(exchange.snapshot.limits.write_stall_s, ClientGone)
+            self._upstream.pause()
+        self._untaken += 1
+        waiting.add_done_callback(self._resumed, context=None)
+
     def _resumed(self, _future: Any, context: Any = None) -> None:
         self._exchange.progress += 1
-        self._upstream.resume()
+        self._untaken -= 1
+        if not self._untaken:
+            self._exchange.limit(*self._patience)
+            self._upstream.resume()
 
     def _finished(self, _future: Any, context: Any = None) -> None:
         if not self.done.done():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from fleetproxy.core.failover import CannotServe, ModelMissing, final, pass_on
@@ -32,12 +33,14 @@ from fleetproxy.errors import (
     WorkerBusy,
 )
 from fleetproxy.families.llm import errors as dialect_errors
+from fleetproxy.proxy import linger
+from fleetproxy.proxy.answers import explain_headers
 from fleetproxy.proxy.body import pieces_of
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.line import Line
 from fleetproxy.proxy.plane import Plane
 from fleetproxy.proxy.pump import Pump
-from fleetproxy.transport.base import Answer, Call, Headers, Upstream
+from fleetproxy.transport.base import Answer, Call, Upstream
 from fleetproxy.wire import report
 from fleetproxy.wire.headers import content_type, response_headers
 from fleetproxy.wire.peek import Peek, rewrite_model
@@ -47,7 +50,6 @@ from fleetproxy.wire.tap import Tap
 REFUSAL_BYTES = 64 * 1024
 _EVENT_STREAM, _NDJSON = b"text/event-stream", b"application/x-ndjson"
 _MAY_BE_PASSED_ON = frozenset({404, 500, 502, 503})
-_NO_RETRIES, _NO_QUEUE = (b"x-fleet-retries", b"0"), (b"x-fleet-queue-ms", b"0")
 
 
 class Relay:
@@ -69,17 +71,20 @@ class Relay:
         Raises FleetError when nobody could serve it.
         """
         plane = self._plane
-        decision = decided or self.decide(exchange, operation)
-        counted = isinstance(decision, Wait)
-        routes = (await self.stand(exchange, operation, decision),) if isinstance(decision, Wait) else decision.routes
+        left, full = in_turn(decided or self.decide(exchange, operation))
         failures: list[FleetError] = []
-        left = deque(routes)
-        stood = counted
-        while left:
-            route = left.popleft()
-            last = not left
+        stood = False
+        while True:
+            granted = not left
+            if granted:
+                route = await self.stand(exchange, operation, full)
+                full.remove(route)
+                stood = True
+            else:
+                route = left.popleft()
+            last = not left and not full
             backend = exchange.snapshot.table.backends[route.backend].backend
-            if not counted:
+            if not granted:  # a granted slot is counted already
                 plane.board.add(backend.column, 1)
             plane.trips.probing(backend.column)
             try:
@@ -91,7 +96,9 @@ class Relay:
             except WorkerBusy as error:
                 # Somebody took the worker's last slot between our look and our asking. It never saw the request.
                 failures.append(error)
-                if last and stood:
+                if not stood:
+                    full.append(route)
+                elif last:
                     raise verdict(exchange, operation, failures) from None
             except BackendError as error:
                 failures.append(error)
@@ -101,22 +108,18 @@ class Relay:
                 plane.counters[f"retries:{error.code}"] += 1
             finally:
                 plane.board.add(backend.column, -1)
-                counted = False
                 plane.freed(backend.column)
-            if last:
-                stood = counted = True
-                busy = Wait((backend.column,), (route,), exchange.route_reason or "")
-                left.append(await self.stand(exchange, operation, busy))
 
     async def upload(self, exchange: Exchange, operation: Operation) -> None:
         """Serve a request whose body goes through as it comes: one backend, no second try once a byte was sent."""
         plane, limits = self._plane, exchange.snapshot.limits
         exchange.operation = operation
         decision = self.decide(exchange, operation)
-        route = await self.stand(exchange, operation, decision) if isinstance(decision, Wait) else decision.routes[0]
+        waits = isinstance(decision, Wait)
+        route = await self.stand(exchange, operation, decision.routes) if waits else decision.routes[0]
         backend = exchange.snapshot.table.backends[route.backend].backend
         exchange.backend = backend
-        if not isinstance(decision, Wait):  # who stood in line has been counted when the slot was granted
+        if not waits:  # who stood in line has been counted when the slot was granted
             plane.board.add(backend.column, 1)
         exchange.attempt_began = plane.clock()
         upstream: Upstream | None = None
@@ -127,12 +130,12 @@ class Relay:
             answering = asyncio.ensure_future(upstream.answer())
             try:
                 await self._feed(exchange, upstream, answering)
-                exchange.body_read = True
                 exchange.limit(limits.first_byte_s, BackendTimeout)
                 answer = await answering
             finally:
                 answering.cancel()
             plane.trips.answered(backend, answer.status, answer.headers)
+            await linger.before(exchange)
             await self.commit(exchange, operation, upstream, answer)
         except BackendError as error:
             plane.trips.failed(backend, error)
@@ -154,22 +157,6 @@ class Relay:
         mid_line = tap is not None and tap.mid_line
         return dialect_errors.event(exchange.endpoint, error, exchange.request_id, mid_line=mid_line)
 
-    def explain_headers(self, exchange: Exchange) -> Headers:
-        """Why the answer came from where it came: on every answer, refusals included."""
-        backend = exchange.backend
-        queue_ms = exchange.queue_s * 1000
-        headers: Headers = [
-            _NO_RETRIES if not exchange.retries else (b"x-fleet-retries", b"%d" % exchange.retries),
-            _NO_QUEUE if not queue_ms else (b"x-fleet-queue-ms", b"%d" % queue_ms),
-        ]
-        if exchange.route_reason is not None:
-            headers.append((b"x-fleet-route", exchange.route_reason.encode()))
-        if backend is not None and not exchange.snapshot.access.hide_backends:
-            headers.append((b"x-fleet-backend", backend.name.encode("ascii", "backslashreplace")))
-        if exchange.pin_ignored:
-            headers.append((b"x-fleet-pin", b"ignored"))
-        return headers
-
     # --- choosing ------------------------------------------------------------------------------------------------
 
     def decide(self, exchange: Exchange, operation: Operation) -> Candidates | Wait:
@@ -187,11 +174,12 @@ class Relay:
         exchange.pin_ignored = decision.pin_ignored
         return decision
 
-    async def stand(self, exchange: Exchange, operation: Operation, wait: Wait) -> Route:
-        """Stand in line; the route whose slot was granted, counted already."""
+    async def stand(self, exchange: Exchange, operation: Operation, routes: Sequence[Route]) -> Route:
+        """Stand in line for one of these, the first preferred; the one whose slot was granted, counted already."""
         backends = exchange.snapshot.table.backends
-        column = await Line(self._plane, exchange, operation).stand(wait.columns)
-        return next(route for route in wait.routes if backends[route.backend].backend.column == column)
+        columns = tuple([backends[route.backend].backend.column for route in routes])
+        column = await Line(self._plane, exchange, operation).stand(columns)
+        return routes[columns.index(column)]
 
     # --- one backend ---------------------------------------------------------------------------------------------
 
@@ -299,11 +287,14 @@ class Relay:
         credentials = exchange.credentials
         if backend.api_key is not None:
             credentials = b"authorization: Bearer %b\r\n" % backend.api_key.encode()
+        via, before = self._plane.via, head.own.get(b"via")
+        if before is not None:
+            via = before + b", " + via
         lines = b"%b%bx-request-id: %b\r\nvia: %b\r\nx-forwarded-for: %b\r\n" % (
             head.lines,
             credentials,
             exchange.request_id.encode(),
-            self._plane.via,
+            via,
             (exchange.remote_ip or "unknown").encode(),
         )
         return Call(
@@ -324,15 +315,17 @@ class Relay:
         if exchange.started_by_us and (status != 200 or _EVENT_STREAM not in content_type(answer.headers)):
             text = dialect_errors.message_of(await self._whole(exchange, upstream, answer))
             raise BackendRefused(text or f"The server answered {status}.")
-        headers = response_headers(answer.headers)
+        headers = response_headers(answer.headers, backend_host=exchange.backend)
         exchange.status = status
         exchange.committed = True
         streamed = status == 200 and operation.stream
         clock_ms = (plane.clock() - exchange.started_at) * 1000
         identifier = exchange.request_id.encode()
-        headers += self.explain_headers(exchange)
+        headers += explain_headers(exchange)
         headers.append((b"x-request-id", identifier))
         headers.append((b"request-id", identifier))
+        if not exchange.body_read:
+            headers.append((b"connection", b"close"))
         headers.append((b"server-timing", b"queue;dur=%.1f, upstream;dur=%.1f" % (exchange.queue_s * 1000, clock_ms)))
         send = exchange.send
         if answer.complete and not exchange.started_by_us and not (streamed and endpoint.marker_stream):
@@ -387,7 +380,15 @@ class Relay:
             if drained is not None:
                 waits: set[asyncio.Future[Any]] = {drained, answering}
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        exchange.body_read = True
         upstream.write_end()
+
+
+def in_turn(decision: Candidates | Wait) -> tuple[deque[Route], list[Route]]:
+    """Whom to ask, in this order; and for whom to stand in line when nobody of them is left."""
+    if isinstance(decision, Wait):
+        return deque(), list(decision.routes)
+    return deque(decision.routes), list(decision.full)
 
 
 def verdict(exchange: Exchange, operation: Operation, failures: list[FleetError]) -> FleetError:

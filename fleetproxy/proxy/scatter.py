@@ -15,6 +15,7 @@ from fleetproxy.core import batching
 from fleetproxy.core.operation import Operation
 from fleetproxy.core.selection import Wait, routes_of
 from fleetproxy.errors import BackendTimeout, ClientGone
+from fleetproxy.proxy.answers import explain_headers
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.lanes import Declined, Job
 from fleetproxy.proxy.plane import Plane
@@ -54,7 +55,7 @@ class Scatter:
         exchange.operation = operation = msgspec.structs.replace(operation, items=n)
         routes, granted = decision.routes, isinstance(decision, Wait)
         if isinstance(decision, Wait):
-            first = await self._relay.stand(exchange, operation, decision)
+            first = await self._relay.stand(exchange, operation, decision.routes)
             routes = (first, *(route for route in routes if route is not first))
         job = Job(
             self._plane,
@@ -94,11 +95,11 @@ class Scatter:
 
     async def _answer(self, exchange: Exchange, job: Job, status: int, headers: Headers, pieces: list[bytes]) -> None:
         """Hand the answer over: one row, then one body."""
-        plane, relay = self._plane, self._relay
+        plane = self._plane
         length = sum(map(len, pieces))
         identifier = exchange.request_id.encode()
         headers = response_headers(headers) + [
-            pair for pair in relay.explain_headers(exchange) if pair[0] != b"x-fleet-backend"
+            pair for pair in explain_headers(exchange) if pair[0] != b"x-fleet-backend"
         ]
         if not exchange.snapshot.access.hide_backends:
             names = ", ".join(sorted(job.used))

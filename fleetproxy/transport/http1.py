@@ -66,6 +66,8 @@ class Connection(asyncio.BufferedProtocol):
         self._content_length: int | None = None
         self._chunked = False
         self._chunked_out = False
+        #: A streamed body that has not been sent to its end: what the server reads next is still that body.
+        self._unsent = False
         self._pieces: list[bytes] = []
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[Answer] | None = None
@@ -97,6 +99,7 @@ class Connection(asyncio.BufferedProtocol):
             length = call.content_length
             framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
             self._chunked_out = length is None
+            self._unsent = True
             body = b""
         elif body or call.method not in _BODILESS:
             framing = b"content-length: %d\r\n" % len(body)
@@ -157,6 +160,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._drain
 
     def write_end(self) -> None:
+        self._unsent = False
         if self._chunked_out and self._transport is not None:
             self._transport.write(b"0\r\n\r\n")
 
@@ -179,7 +183,7 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
-        if self._whole and not self._surplus and not self._head_only and self._keep_alive:
+        if self._whole and not self._surplus and not self._unsent and not self._head_only and self._keep_alive:
             self._reset()
             self._pool.give_back(self)
         else:

@@ -32,6 +32,7 @@ class Pool:
         self._tls = tls
         self._resolver = resolver
         self._idle: deque[Connection] = deque()
+        self._closed = False
         host = backend.host_header or ("localhost" if backend.scheme == "unix" else backend.authority)
         self.host_line = b"host: " + host.encode("idna" if not host.isascii() else "ascii") + b"\r\n"
 
@@ -95,6 +96,9 @@ class Pool:
         return Connection(self)
 
     def give_back(self, connection: Connection) -> None:
+        if self._closed:  # its server was taken out, or got another address, while it was in use
+            connection.drop()
+            return
         connection.idle_since = self.loop.time()
         self._idle.append(connection)
 
@@ -111,6 +115,7 @@ class Pool:
             idle.popleft().drop()
 
     def close(self) -> None:
+        self._closed = True
         while self._idle:
             self._idle.pop().drop()
 

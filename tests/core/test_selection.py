@@ -180,6 +180,14 @@ def test_full_servers_are_waited_for_and_never_asked(
         return
     for route in routes(decision):
         assert is_full(table.backends[route.backend].backend, loads) == isinstance(decision, Wait)
+    if isinstance(decision, Candidates):
+        assert not {route.backend for route in decision.routes} & {route.backend for route in decision.full}
+        for route in decision.full:
+            routed = table.backends[route.backend]
+            assert routed.usable
+            assert is_full(routed.backend, loads)
+            assert operation.endpoint.dialect in DIALECTS[routed.backend.kind]
+            assert operation.allowed is None or canonical(route.model) in operation.allowed
     if isinstance(decision, Wait):
         assert decision.columns == columns(table, decision)
 
@@ -337,6 +345,13 @@ def test_loads_compare_by_slots_only_where_all_have_some() -> None:
     assert order(3) == "a b"
     assert order(1) == "b"
     assert order(None) == "a b"
+
+
+def test_full_servers_are_kept_in_mind_for_when_the_free_ones_fail() -> None:
+    table = fleet_of(a=(backend("a", 0, max_concurrent=1), "+phi"), b=(backend("b", 1, max_concurrent=1), "+phi"))
+    decision = rank(table, asking(CHAT, "phi"), Loads({0: 1}), Random(1))
+    assert isinstance(decision, Candidates)
+    assert ([route.backend for route in decision.routes], [route.backend for route in decision.full]) == ([1], [0])
 
 
 def test_equals_are_drawn_at_random() -> None:

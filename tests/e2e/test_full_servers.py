@@ -1,0 +1,66 @@
+"""Servers with `max_concurrent` that die: their slots are always free, and nobody may be lost to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from fleetproxy.testing.fault import FaultUpstream
+from fleetproxy.testing.raw import RawClient
+from fleetproxy.testing.script import NDJSON_HEAD, Send, Stall, chunk
+from fleetproxy.testing.stage import DEFAULT, Stage
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+OpenStage = Callable[..., Awaitable[Stage]]
+
+CHAT = b'{"model":"m","messages":[]}'
+LINE = b'{"model":"m","message":{"role":"assistant","content":"x"},"done":false}\n'
+
+
+async def held(stage: Stage, name: str) -> RawClient:
+    """A stream that keeps the one slot of this server."""
+    stage[name].script = [Send(NDJSON_HEAD + chunk(LINE)), Stall()]
+    client = await stage.connect()
+    await client.send(stage.request("/api/chat", CHAT, (("X-Ollama-Pin-Server", name),)))
+    assert (await client.head()).status == 200
+    stage[name].script = DEFAULT
+    return client
+
+
+async def test_a_dead_server_costs_nobody_his_answer_while_the_others_are_full(open_stage: OpenStage) -> None:
+    stage = await open_stage(
+        upstreams={name: FaultUpstream(("m",)) for name in "ab"}, servers={name: {"max_concurrent": 1} for name in "ab"}
+    )
+    # The one with a free slot is dead: the request stands in line for the one that is full.
+    holder = await held(stage, "b")
+    await stage["a"].vanish()
+    waiter = await stage.connect()
+    await waiter.send(stage.request("/api/chat", CHAT))
+    answering = asyncio.ensure_future(waiter.answer())
+    await asyncio.sleep(0.3)
+    assert not answering.done(), answering.result()
+    holder.close()
+    answer = await answering
+    assert (answer.status, answer.header("x-fleet-backend"), answer.header("x-fleet-retries")) == (200, "b", "1")
+    waiter.close()
+
+    # Both are full; the one whose slot comes free has died.
+    stage["a"].listen()
+    await stage.all_online()
+    first, second = await held(stage, "a"), await held(stage, "b")
+    waiter = await stage.connect()
+    await waiter.send(stage.request("/api/chat", CHAT))
+    answering = asyncio.ensure_future(waiter.answer())
+    await asyncio.sleep(0.05)
+    await stage["a"].vanish()
+    await asyncio.sleep(0.3)
+    assert not answering.done(), answering.result()
+    second.close()
+    answer = await answering
+    assert (answer.status, answer.header("x-fleet-backend")) == (200, "b")
+    for client in (first, waiter):
+        client.close()
+    outcomes = [record["outcome"] for record in await stage.records()]
+    assert outcomes == ["client_gone", "ok", "truncated", "client_gone", "ok"]
