@@ -4,7 +4,10 @@ A run is a half-open range of time: it starts when its job is due and ends `expe
 different jobs are in conflict
 
     same_model      when they want the same model and their ranges overlap (touching ends do not)
-    time_overlap    else, when they start less than CLOSE apart
+    time_overlap    else, when they start less than CLOSE apart; or when they overlap on one server whose memory does
+                    not hold both models
+
+Runs meant for two different servers are never in each other's way. A job without a preferred server may go anywhere.
 
 Everything here is O(n log n) in runs plus the conflicts given out, and given out up to a cap.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Literal
@@ -70,6 +73,11 @@ class Occurrence(msgspec.Struct, frozen=True):
     job_id: int
     end: datetime
     model: str
+    #: The server it is meant for; None: any.
+    server_id: int | None = None
+    #: Of that server's memory: what the model takes, and all there is. 0: not known.
+    needs_bytes: int = 0
+    room_bytes: int = 0
 
 
 class Conflict(msgspec.Struct, frozen=True):
@@ -78,6 +86,16 @@ class Conflict(msgspec.Struct, frozen=True):
     first: Occurrence
     second: Occurrence
     kind: ConflictType
+
+    @property
+    def server_id(self) -> int | None:
+        """The server both are meant for, if both are meant for one."""
+        return self.first.server_id if self.first.server_id == self.second.server_id else None
+
+    @property
+    def exceeds_memory(self) -> bool:
+        """They go on together on a server that does not hold both models, as far as sizes are known."""
+        return _crowded(self.first, self.second)
 
     @property
     def start(self) -> datetime:
@@ -95,10 +113,17 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan(
-    jobs: Iterable[Job], crons: Mapping[int, Cron], start: datetime, end: datetime, *, running: bool = False
+    jobs: Iterable[Job],
+    crons: Mapping[int, Cron],
+    start: datetime,
+    end: datetime,
+    *,
+    running: bool = False,
+    memory: Mapping[int, tuple[int, int]] | None = None,
 ) -> Plan:
     """The runs of the enabled jobs in [start, end), in order. `running`: also those before, that go on at `start`.
 
+    `memory`: job id -> what its model takes of its server's memory and all there is, bytes, where that is known.
     Jobs without a cron (unreadable expression or time zone) have no runs.
     """
     # Jobs due at the same times share one search of the calendar.
@@ -114,7 +139,10 @@ def plan(
             if due >= start or due + job.duration > start:
                 if len(runs) == MAX_RUNS:
                     return Plan(tuple(sorted(runs, key=_order)), runs[-1].start)
-                runs.append(Occurrence(due, job.id, due + job.duration, job.target_model))
+                sizes = (memory or {}).get(job.id, (0, 0))
+                runs.append(
+                    Occurrence(due, job.id, due + job.duration, job.target_model, job.preferred_server_id, *sizes)
+                )
     return Plan(tuple(sorted(runs, key=_order)), None)
 
 
@@ -132,12 +160,11 @@ def conflicts(runs: Sequence[Occurrence], *, only: int | None = None) -> list[Co
 
 def conflict(one: Occurrence, other: Occurrence) -> ConflictType | None:
     """How two runs are in each other's way, if they are."""
-    if one.job_id == other.job_id:
+    if one.job_id == other.job_id or _apart(one, other):
         return None
-    kind = _kind(one, other)
-    if kind == "time_overlap" and abs(one.start - other.start) >= CLOSE:
-        return None
-    return kind
+    if one.model == other.model and _overlap(one, other):
+        return "same_model"
+    return "time_overlap" if abs(one.start - other.start) < CLOSE or _crowded(one, other) else None
 
 
 def in_conflict(runs: Sequence[Occurrence], found: Sequence[Conflict]) -> list[bool]:
@@ -197,19 +224,20 @@ def _group_runs(
 
 def _pairs(ordered: Sequence[Occurrence]) -> Iterator[tuple[Occurrence, Occurrence]]:
     """Pairs that may be in conflict, each once, in order of the earlier run."""
-    same: dict[str, list[Occurrence]] = {}
-    for run in ordered:
-        same.setdefault(run.model, []).append(run)
-    same_starts = {model: [run.start for run in runs] for model, runs in same.items()}
+    same = _Together(ordered, lambda run: run.model)
+    tight = _Together((run for run in ordered if run.needs_bytes and run.room_bytes), lambda run: run.server_id)
     starts = [run.start for run in ordered]
     for place, run in enumerate(ordered):
         close = run.start + CLOSE
         for other in range(place + 1, bisect_left(starts, close)):
             yield run, ordered[other]
-        # Runs of this model that start later than that but while this one goes on.
-        own, own_starts = same[run.model], same_starts[run.model]
-        for other in range(bisect_left(own_starts, close), bisect_left(own_starts, run.end)):
-            yield run, own[other]
+        # Those that start later than that but while this one goes on: of its model, then of its server.
+        for one in same.between(run, close):
+            yield run, one
+        if run.needs_bytes and run.room_bytes:
+            for one in tight.between(run, close):
+                if one.model != run.model:
+                    yield run, one
 
 
 def _pairs_of(ordered: Sequence[Occurrence], job_id: int) -> Iterator[tuple[Occurrence, Occurrence]]:
@@ -226,9 +254,38 @@ def _pairs_of(ordered: Sequence[Occurrence], job_id: int) -> Iterator[tuple[Occu
             yield (other, run) if _order(other) < _order(run) else (run, other)
 
 
-def _kind(one: Occurrence, other: Occurrence) -> ConflictType:
-    overlap = one.start < other.end and other.start < one.end
-    return "same_model" if one.model == other.model and overlap else "time_overlap"
+def _overlap(one: Occurrence, other: Occurrence) -> bool:
+    return one.start < other.end and other.start < one.end
+
+
+def _apart(one: Occurrence, other: Occurrence) -> bool:
+    """Each is meant for a server of its own."""
+    return None not in (one.server_id, other.server_id) and one.server_id != other.server_id
+
+
+def _crowded(one: Occurrence, other: Occurrence) -> bool:
+    """They go on together on one server, and it does not hold both models."""
+    room_bytes = min(one.room_bytes, other.room_bytes)
+    known = one.server_id is not None and one.server_id == other.server_id and one.needs_bytes and other.needs_bytes
+    too_much = bool(known and room_bytes) and one.needs_bytes + other.needs_bytes > room_bytes
+    return too_much and one.model != other.model and _overlap(one, other)
+
+
+class _Together:
+    """Runs by what they have in common, each group in the order of its starts."""
+
+    def __init__(self, ordered: Iterable[Occurrence], key: Callable[[Occurrence], Hashable]) -> None:
+        self._key = key
+        self._runs: dict[Hashable, list[Occurrence]] = {}
+        for run in ordered:
+            self._runs.setdefault(key(run), []).append(run)
+        self._starts = {common: [run.start for run in runs] for common, runs in self._runs.items()}
+
+    def between(self, run: Occurrence, start: datetime) -> Sequence[Occurrence]:
+        """Those of the run's group that start from then on, before it ends."""
+        common = self._key(run)
+        starts = self._starts[common]
+        return self._runs[common][bisect_left(starts, start) : bisect_left(starts, run.end)]
 
 
 def _order(run: Occurrence) -> tuple[datetime, int]:

@@ -109,6 +109,22 @@ async def test_polling_on_demand_sees_what_changed(folder: Path, fleet: dict[str
         assert await events(browser, 1) == [("llama3.2:3b", "loaded")]
 
 
+async def test_polling_on_demand_is_for_every_user_a_few_times_a_minute(
+    folder: Path, fleet: dict[str, Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetproxy.control.api.fleet.POLLS_PER_MINUTE", 2)
+    async with control(folder, settings_for(fleet, "gpu")) as running, running.browser(**ADMIN) as admin:
+        for name in ("ann", "bob"):
+            person = {"username": name, "password": "correct horse 7"}
+            assert (await admin.post("/api/users", json=person)).status_code == 201
+            async with running.browser() as browser:
+                assert (await browser.post("/api/auth/login", json=person)).status_code == 200
+                answers = [await browser.post("/api/poll") for _ in range(3)]
+                assert [answer.status_code for answer in answers] == [200, 200, 429]
+                assert 1 <= int(answers[2].headers["retry-after"]) <= 30
+        assert {(await admin.post("/api/poll")).status_code for _ in range(4)} == {200}
+
+
 async def test_strangers_learn_nothing_but_health(folder: Path, fleet: dict[str, Fake]) -> None:
     async with control(folder, settings_for(fleet, "gpu")) as running, running.browser() as stranger:
         assert (await stranger.get("/api/servers")).status_code == 401

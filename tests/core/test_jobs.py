@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from zoneinfo import ZoneInfo
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,14 +17,23 @@ NOW = datetime(2026, 3, 28, 22, tzinfo=UTC)  # the clocks of Berlin go forward t
 BERLIN = ZoneInfo("Europe/Berlin")
 
 
-def occurrence(start_s: int, length_s: int, job_id: int, model: str) -> Occurrence:
+def occurrence(
+    start_s: int, length_s: int, job_id: int, model: str, server_id: int | None = None, *, needs_bytes: int = 0
+) -> Occurrence:
     start = NOW + timedelta(seconds=start_s)
-    return Occurrence(start, job_id, start + timedelta(seconds=length_s), model)
+    room_bytes = 10 if needs_bytes else 0
+    return Occurrence(start, job_id, start + timedelta(seconds=length_s), model, server_id, needs_bytes, room_bytes)
 
 
 runs = st.lists(
     st.builds(
-        occurrence, st.integers(0, 4000), st.integers(1, 3000), st.integers(1, 5), st.sampled_from(["phi", "llama"])
+        occurrence,
+        st.integers(0, 4000),
+        st.integers(1, 3000),
+        st.integers(1, 5),
+        st.sampled_from(["phi", "llama"]),
+        st.sampled_from([None, None, 1, 2]),
+        needs_bytes=st.sampled_from([0, 4, 7]),
     ),
     max_size=25,
     unique_by=lambda run: (run.job_id, run.start),
@@ -143,6 +153,39 @@ def test_touching_ends_are_no_same_model_conflict_and_five_minutes_no_time_overl
     assert conflict(occurrence(0, 10, 1, "phi"), occurrence(299, 10, 2, "llama")) == "time_overlap"
     assert conflict(occurrence(0, 10, 1, "phi"), occurrence(300, 10, 2, "llama")) is None
     assert conflict(occurrence(0, 900, 1, "phi"), occurrence(600, 10, 2, "llama")) is None
+
+
+def test_runs_on_two_servers_are_in_nobodys_way() -> None:
+    one, other = occurrence(0, 600, 1, "phi", 1), occurrence(0, 600, 2, "phi", 2)
+    assert conflict(one, other) is None
+    assert conflict(one, occurrence(0, 600, 2, "phi")) == "same_model"  # which may go anywhere, to that server too
+    assert [c.server_id for c in conflicts([one, occurrence(0, 600, 2, "phi", 1)])] == [1]
+    assert [c.server_id for c in conflicts([one, occurrence(0, 600, 2, "phi")])] == [None]
+
+
+def test_models_that_do_not_fit_together_are_in_each_others_way_as_long_as_both_run() -> None:
+    long = occurrence(0, 3600, 1, "phi", 1, needs_bytes=7)
+    (found,) = conflicts([long, occurrence(1800, 60, 2, "llama", 1, needs_bytes=4)])
+    assert (found.kind, found.exceeds_memory) == ("time_overlap", True)
+    for fits in (
+        occurrence(1800, 60, 2, "llama", 1, needs_bytes=3),  # ten of ten
+        occurrence(3600, 60, 2, "llama", 1, needs_bytes=4),  # ends touch
+        occurrence(1800, 60, 2, "llama", 2, needs_bytes=4),  # elsewhere
+        occurrence(1800, 60, 2, "llama", None, needs_bytes=4),  # anywhere
+        occurrence(1800, 60, 2, "llama", 1, needs_bytes=0),  # of a size nobody knows
+    ):
+        assert conflicts([long, fits]) == []
+    (close,) = conflicts([long, occurrence(60, 60, 2, "llama", 1, needs_bytes=3)])
+    assert (close.kind, close.exceeds_memory) == ("time_overlap", False)
+
+
+def test_a_plan_knows_servers_and_memory() -> None:
+    hourly = msgspec.structs.replace(job(1, "0 * * * *"), preferred_server_id=3)
+    end = NOW + timedelta(hours=1)
+    (run,) = plan([hourly], crons_of([hourly]), NOW, end, memory={1: (5, 24)}).runs
+    assert (run.server_id, run.needs_bytes, run.room_bytes) == (3, 5, 24)
+    (run,) = plan([hourly], crons_of([hourly]), NOW, end).runs
+    assert (run.server_id, run.needs_bytes, run.room_bytes) == (3, 0, 0)
 
 
 @given(runs)

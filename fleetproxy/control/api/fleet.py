@@ -10,10 +10,16 @@ import msgspec
 from litestar import Request, Response, get, post
 
 from fleetproxy.control.api.guard import PUBLIC, USER
-from fleetproxy.control.api.reading import stamp
+from fleetproxy.control.api.reading import stamp, too_many
 from fleetproxy.control.fleet import Member
+from fleetproxy.control.services import services_of
+from fleetproxy.core.admission import Admission
 from fleetproxy.core.backend import Backend, BackendState, DiskModel, ResidentModel
+from fleetproxy.core.table import Principal
+from fleetproxy.errors import RateLimited
 
+#: Polls on demand, of each user; the operator's own keys are not counted.
+POLLS_PER_MINUTE = 60
 _GIB = 1024**3
 #: What the ancestor calls each kind.
 _TYPES = {"ollama": "ollama", "openai": "vllm"}
@@ -39,6 +45,8 @@ class Desk(msgspec.Struct, frozen=True):
     checks: Callable[[], Mapping[str, bool]]
     #: Latest words of the metrics agent on a server's machine, by server.
     machines: Callable[[], Mapping[str, Mapping[str, Any]]]
+    #: Who has polled on demand how often.
+    polls: Admission = msgspec.field(default_factory=Admission)
 
 
 def desk_of(request: FleetRequest) -> Desk:
@@ -58,8 +66,20 @@ async def list_servers(request: FleetRequest) -> Response[bytes]:
 
 @post("/api/poll", opt=USER, status_code=200, tags=["fleet"])
 async def poll_now(request: FleetRequest) -> dict[str, bool]:
-    """Poll every server now. Answers when the last one has answered, or has not in time."""
-    await desk_of(request).poll_all()
+    """Poll every server now. Answers when the last one has answered, or has not in time. 60 a minute each (429)."""
+    desk, identity = desk_of(request), request.user
+    if identity.is_operator:
+        await desk.poll_all()
+        return {"ok": True}
+    caller = Principal(name=f"{identity.name} {identity.via}", requests_per_minute=POLLS_PER_MINUTE)
+    try:
+        desk.polls.admit(caller, services_of(request).monotonic())
+    except RateLimited as error:
+        raise too_many(error.retry_after_s or 1.0) from None
+    try:
+        await desk.poll_all()
+    finally:
+        desk.polls.dismiss(caller)
     return {"ok": True}
 
 

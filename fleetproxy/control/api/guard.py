@@ -73,8 +73,13 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         return self.via != "nobody"
 
     @property
+    def is_operator(self) -> bool:
+        """The key of the settings, or our own command line."""
+        return self.via in ("admin_key", "local")
+
+    @property
     def is_admin(self) -> bool:
-        return self.via in ("admin_key", "local") or (self.user is not None and self.user.is_admin)
+        return self.is_operator or (self.user is not None and self.user.is_admin)
 
     @property
     def name(self) -> str:

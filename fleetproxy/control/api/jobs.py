@@ -27,15 +27,19 @@ from fleetproxy.control.api.reading import (
 from fleetproxy.control.calendar import cron_of
 from fleetproxy.control.discovery import Scan
 from fleetproxy.control.job_actions import OPTIONS
+from fleetproxy.control.ports import FleetPort
 from fleetproxy.control.services import Services, services_of
 from fleetproxy.control.state import jobs as rows
 from fleetproxy.core.cron import BadCron, BadZone, Cron, describe, parse, zone
 from fleetproxy.core.jobs import Conflict, Job, Plan, conflicts, in_conflict, open_slots, plan
+from fleetproxy.core.names import canonical
 from fleetproxy.errors import BadRequest, RateLimited
 
 _log = log.get("control.jobs")
 
 FleetRequest = Request[Identity, Any, Any]
+#: Job id -> bytes its model takes (0: not known), bytes its server has.
+Memory = dict[int, tuple[int, int]]
 
 MAX_HOURS = 168
 MAX_DURATION_MS = 7 * 86_400_000
@@ -65,7 +69,8 @@ async def create_job(request: FleetRequest) -> dict[str, Any]:
     _log.info("%s added job %s", request.user.name, job.name)
     every = await services.store.read(rows.all_jobs, enabled=True)
     now = services.now()
-    found = await planning(services, _conflicts_of, every, now, now + timedelta(hours=24), job.id)
+    known = memory(every, services.fleet)
+    found = await planning(services, _conflicts_of, every, now, now + timedelta(hours=24), known, job.id)
     return {**(await _shown_all(services, [job]))[0], "conflicts": _shown_conflicts(found, every)}
 
 
@@ -139,7 +144,7 @@ async def show_timeline(request: FleetRequest) -> dict[str, Any]:
     now = services.now()
     end = now + timedelta(hours=hours(request, 24, MAX_HOURS))
     every = await services.store.read(rows.all_jobs, enabled=True)
-    found, clashes, marks = await planning(services, _timeline, every, now, end)
+    found, clashes, marks = await planning(services, _timeline, every, now, end, memory(every, services.fleet))
     names = {job.id: job for job in every}
     return {
         "executions": [
@@ -240,18 +245,38 @@ async def planning(services: Services, work: Any, *arguments: Any) -> Any:
         services.planning_waiting -= 1
 
 
+def memory(every: Sequence[Job], fleet: FleetPort) -> Memory:
+    """What the model of each job takes on its preferred server, and what that has, where both are known."""
+    wanted = {job.preferred_server_id for job in every}
+    rooms: dict[int | None, int] = {}
+    sizes: dict[tuple[int | None, str], int] = {}
+    for backend, state in fleet.backends():
+        if backend.id in wanted and backend.vram_bytes:
+            rooms[backend.id] = backend.vram_bytes
+            sizes |= {(backend.id, canonical(one.name)): one.size_bytes for one in state.on_disk}
+            # In memory a model takes more than on disk: its context, too.
+            sizes |= {(backend.id, canonical(one.name)): one.size_vram_bytes for one in state.resident}
+    return {
+        job.id: (sizes.get((job.preferred_server_id, canonical(job.target_model)), 0), rooms[job.preferred_server_id])
+        for job in every
+        if job.preferred_server_id in rooms
+    }
+
+
 def _crons(every: Sequence[Job]) -> dict[int, Cron]:
     return {job.id: cron for job in every if (cron := cron_of(job)) is not None}
 
 
-def _timeline(every: Sequence[Job], now: datetime, end: datetime) -> tuple[Plan, list[Conflict], list[bool]]:
-    found = plan(every, _crons(every), now, end)
+def _timeline(
+    every: Sequence[Job], now: datetime, end: datetime, known: Memory
+) -> tuple[Plan, list[Conflict], list[bool]]:
+    found = plan(every, _crons(every), now, end, memory=known)
     clashes = conflicts(found.runs)
     return found, clashes, in_conflict(found.runs, clashes)
 
 
-def _conflicts_of(every: Sequence[Job], now: datetime, end: datetime, job_id: int) -> list[Conflict]:
-    return conflicts(plan(every, _crons(every), now, end).runs, only=job_id)
+def _conflicts_of(every: Sequence[Job], now: datetime, end: datetime, known: Memory, job_id: int) -> list[Conflict]:
+    return conflicts(plan(every, _crons(every), now, end, memory=known).runs, only=job_id)
 
 
 def _slots(every: Sequence[Job], now: datetime, end: datetime, model: str, duration_ms: int) -> list[datetime]:
@@ -309,6 +334,8 @@ def _shown_conflicts(found: Sequence[Conflict], every: Sequence[Job]) -> list[di
                 for run in (one.first, one.second)
             ],
             "conflictType": one.kind,
+            "serverId": one.server_id,
+            "exceedsMemory": one.exceeds_memory,
         }
         for one in found
     ]

@@ -24,7 +24,7 @@ _Text = Annotated[str, Meta(max_length=1000)]
 
 
 class Manifest(msgspec.Struct, rename="camel", omit_defaults=True):
-    """A plugin as the API shows it."""
+    """A plugin as its `plugin.json` describes it."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     type: Literal["agent", "hook", "family"]
@@ -68,7 +68,20 @@ async def list_plugins(request: Request[Identity, Any, Any]) -> list[dict[str, A
     folder = settings.discovery.plugins_dir
     found = await asyncio.to_thread(read_manifests, Path(folder)) if folder else []
     taken = {manifest.name for manifest in found}
-    return [msgspec.to_builtins(one) for one in [*(one for one in built_in if one.name not in taken), *found]]
+    return [_shown(one) for one in [*(one for one in built_in if one.name not in taken), *found]]
+
+
+def _shown(manifest: Manifest) -> dict[str, Any]:
+    """A manifest as the fleet manager shows it, with `id`, `kind` and `enabled` in every one: an agent is on when its
+    machine runs it, so that only what can be switched here is ever off."""
+    return {
+        "id": manifest.name,
+        "version": manifest.version,
+        "description": manifest.description,
+        **msgspec.to_builtins(manifest),
+        "kind": manifest.type,
+        "enabled": manifest.enabled is not False,
+    }
 
 
 def read_manifests(folder: Path) -> list[Manifest]:

@@ -215,6 +215,10 @@ async def test_plugins_are_never_nothing(control: Control) -> None:
     shown = (await admin.get("/api/plugins")).json()
     assert shown[0]["configKey"] == "metricsPort"
     assert shown[0]["defaultPort"] == 9100
+    for one in shown:
+        assert one.keys() >= {"id", "name", "version", "description", "kind", "enabled"}, one
+        assert (one["id"], one["kind"]) == (one["name"], one["type"])
+    assert len({one["id"] for one in shown}) == len(shown)
     assert {one["name"]: one["enabled"] for one in shown if one["type"] == "family"} == dict.fromkeys(
         ("llm", "asr", "mcp", "transfer"), True
     )
@@ -239,8 +243,13 @@ async def test_manifests_of_the_folder_are_read_and_faulty_ones_left_out(tmp_pat
     control = await make_control(tmp_path, Settings(discovery=Discovery(plugins_dir=str(folder)), plugins=("llm",)))
     admin = await control.admin()
     shown = {one["name"]: one for one in (await admin.get("/api/plugins")).json()}
-    assert shown["my-agent"] == {"name": "my-agent", "type": "agent", "version": "1", "defaultPort": 9200}
-    assert shown["fleet-metrics"] == {"name": "fleet-metrics", "type": "agent", "description": "our own"}
+    agent = {"type": "agent", "kind": "agent", "enabled": True}
+    assert shown["my-agent"] == {
+        "id": "my-agent", "name": "my-agent", "version": "1", "description": "", "defaultPort": 9200, **agent,
+    }  # fmt: skip
+    assert shown["fleet-metrics"] == {
+        "id": "fleet-metrics", "name": "fleet-metrics", "version": "", "description": "our own", **agent,
+    }  # fmt: skip
     assert shown["asr"]["enabled"] is False
     assert set(shown) == {"my-agent", "fleet-metrics", "llm", "asr", "mcp", "transfer"}
     await control.services.close()

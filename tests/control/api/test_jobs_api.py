@@ -9,7 +9,9 @@ import pytest
 from control_plane import Control
 
 from fleetproxy.control.state import jobs as rows
+from fleetproxy.core.backend import Backend, BackendState, DiskModel
 
+GIB = 1024**3
 JOB = {
     "name": " nightly ",
     "sourceIdentifier": "app",
@@ -180,8 +182,28 @@ async def test_a_new_job_tells_its_conflicts(control: Control) -> None:
                 {"jobId": 3, "jobName": "second", "targetModel": "llama3.2:3b"},
             ],
             "conflictType": "same_model",
+            "serverId": None,
+            "exceedsMemory": False,
         }
     ]
+
+
+async def test_conflicts_heed_servers_and_their_memory(control: Control) -> None:
+    await control.services.register_servers(("gpu1", "gpu2"))
+    on_disk = (DiskModel(name="llama3.2:3b", size_bytes=6 * GIB), DiskModel(name="phi:latest", size_bytes=5 * GIB))
+    state = BackendState(online=True, on_disk=on_disk)
+    control.fleet.seen = [(Backend(name=f"gpu{n}", id=n, column=n, vram_bytes=8 * GIB), state) for n in (1, 2)]
+    admin = await control.admin()
+    await add(admin, name="one", cronExpression="0 13 * * *", expectedDurationMs=3_600_000, preferredServerId=1)
+    elsewhere = await add(admin, name="elsewhere", cronExpression="0 13 * * *", preferredServerId=2)
+    assert elsewhere["conflicts"] == []
+    crowded = await add(admin, name="crowded", cronExpression="30 13 * * *", targetModel="phi", preferredServerId=1)
+    (found,) = crowded["conflicts"]
+    assert (found["conflictType"], found["serverId"], found["exceedsMemory"]) == ("time_overlap", 1, True)
+    assert [job["jobName"] for job in found["jobs"]] == ["one", "crowded"]
+    assert (await admin.get("/api/scheduled-jobs/timeline")).json()["conflicts"] == [found]
+    unknown = await add(admin, name="unknown", cronExpression="50 13 * * *", targetModel="new", preferredServerId=1)
+    assert unknown["conflicts"] == []
 
 
 async def test_the_timeline_shows_runs_and_marks_conflicts(control: Control) -> None:

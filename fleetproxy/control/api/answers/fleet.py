@@ -239,14 +239,16 @@ class Action(Answer):
 
 
 class Plugin(Answer):
+    id: str
     name: str
+    kind: Literal["agent", "hook", "family"]
     type: Literal["agent", "hook", "family"]
-    version: str = ""
-    description: str = ""
+    version: str
+    description: str
+    enabled: bool
     default_port: int | None = None
     endpoint: str | None = None
     config_key: str | None = None
-    enabled: bool | None = None
 
 
 class Health(Answer):

@@ -36,10 +36,14 @@ class ConflictJob(Answer):
 
 
 class Conflict(Answer):
+    """`serverId`: both are meant for it. `exceedsMemory`: it does not hold both models, as far as sizes are known."""
+
     start_time: At
     end_time: At
     jobs: list[ConflictJob]
     conflict_type: str
+    server_id: int | None
+    exceeds_memory: bool
 
 
 class NewJob(Job):
