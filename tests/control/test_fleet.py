@@ -269,14 +269,14 @@ async def test_servers_and_keys_added_through_the_api_are_taken_in(tmp_path: Pat
 async def test_maintenance_and_draining_take_a_server_out_of_routing_and_keep_it_polled(tmp_path: Path) -> None:
     async with living(tmp_path, {"a": OLLAMA, "B": OLLAMA}, A, B) as world:
         first, second = (backend.id for backend, _ in world.fleet.backends())
-        await world.store.write(servers.switch, first, is_disabled=True)
-        await world.store.write(servers.switch, second, is_draining=True)
+        await world.store.write(servers.change, first, is_disabled=True)
+        await world.store.write(servers.change, second, is_draining=True)
         await world.fleet.apply()
         assert world.usable() == []
         asked = len(world.servers.asked)
         await world.poller.poll_all()
         assert len(world.servers.asked) == asked + 8
-        await world.store.write(servers.switch, first, is_disabled=False)
+        await world.store.write(servers.change, first, is_disabled=False)
         await world.fleet.apply()
         assert world.usable() == ["a"]
 

@@ -87,6 +87,7 @@ async def me(request: FleetRequest) -> Response[dict[str, Any]]:
 async def setup(request: FleetRequest) -> Response[dict[str, Any]]:
     """Make the first administrator, once."""
     services = services_of(request)
+    await request.body()  # before the turn: somebody who never ends his body must not keep everybody waiting
     # One at a time: of a hundred at once one is hashed and made, the others see that it is.
     async with services.setup_lock:
         if await services.store.read(users.any_exist):

@@ -108,11 +108,13 @@ async def add_server(request: FleetRequest) -> dict[str, Any]:
     except msgspec.ValidationError:
         raise BadRequest(ADD_FAULT) from None
     await check_address(services, server)
-    entry = await services.store.write(servers.add, server, services.now())
-    if asked.is_disabled is True or asked.is_draining is True:
-        entry = await services.store.write(
-            servers.switch, entry.id, is_disabled=asked.is_disabled is True, is_draining=asked.is_draining is True
-        )
+    entry = await services.store.write(
+        servers.add,
+        server,
+        services.now(),
+        is_disabled=True if asked.is_disabled is True else None,
+        is_draining=asked.is_draining is True,
+    )
     await services.take_in()
     _log.info("%s added server %s", request.user.name, server.name)
     return shown(entry)
@@ -133,14 +135,13 @@ async def change_server(request: FleetRequest, server_id: FromPath[str]) -> dict
             raise PathUnknown("Server not found")
         if entry.server is not None:
             await check_address(services, msgspec.structs.replace(entry.server, **fields))
-        await services.store.write(servers.change, number, fields)
-    if asked.is_disabled is not UNSET or asked.is_draining is not UNSET:
-        await services.store.write(
-            servers.switch,
-            number,
-            is_disabled=None if asked.is_disabled is UNSET else asked.is_disabled,
-            is_draining=None if asked.is_draining is UNSET else asked.is_draining,
-        )
+    await services.store.write(
+        servers.change,
+        number,
+        fields,
+        is_disabled=None if asked.is_disabled is UNSET else asked.is_disabled,
+        is_draining=None if asked.is_draining is UNSET else asked.is_draining,
+    )
     await services.take_in()
     _log.info("%s changed server %d (%s)", request.user.name, number, ", ".join(_changed(asked, fields)))
     return {"ok": True}

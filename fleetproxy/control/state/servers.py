@@ -6,7 +6,7 @@ control starts; one added through the API lives here whole. When both have a nam
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -63,7 +63,9 @@ def get(session: Session, server_id: int) -> ServerEntry | None:
     return _value(row) if row and row.removed_at is None else None
 
 
-def add(session: Session, server: Server, now: datetime) -> ServerEntry:
+def add(
+    session: Session, server: Server, now: datetime, *, is_disabled: bool | None = None, is_draining: bool = False
+) -> ServerEntry:
     """Raises Conflict when a server of that name exists."""
     row = session.scalar(select(ServerRow).where(ServerRow.name_key == server.name.lower()))
     if row is not None and row.removed_at is None:
@@ -80,26 +82,27 @@ def add(session: Session, server: Server, now: datetime) -> ServerEntry:
         session.add(row)
     else:
         row.name, row.origin, row.config, row.removed_at = server.name, "api", config, None
-        row.is_disabled, row.is_draining = None, False
+    row.is_disabled, row.is_draining = is_disabled, is_draining
     session.flush()
     return _value(row)
 
 
-def change(session: Session, server_id: int, fields: dict[str, Any]) -> ServerEntry:
-    """Change settings of an API-added server; its name stays. Raises PathUnknown, Conflict (defined in the file)."""
-    row = _api_row(session, server_id)
-    assert row.config is not None
-    server = msgspec.convert({**row.config, **fields, "name": row.name}, Server)
-    row.config = msgspec.to_builtins(server)
-    session.flush()
-    return _value(row)
-
-
-def switch(
-    session: Session, server_id: int, *, is_disabled: bool | None = None, is_draining: bool | None = None
+def change(
+    session: Session,
+    server_id: int,
+    fields: Mapping[str, Any] | None = None,
+    *,
+    is_disabled: bool | None = None,
+    is_draining: bool | None = None,
 ) -> ServerEntry:
-    """Maintenance and draining, for servers of either origin."""
-    row = _live(session, server_id)
+    """Change `fields` of `settings.Server`, of an API-added server only; maintenance and draining, of either origin.
+
+    Its name stays. Raises PathUnknown, Conflict (defined in the file); then nothing is changed.
+    """
+    row = _api_row(session, server_id) if fields else _live(session, server_id)
+    if fields:
+        server = msgspec.convert({**(row.config or {}), **fields, "name": row.name}, Server)
+        row.config = msgspec.to_builtins(server)
     if is_disabled is not None:
         row.is_disabled = is_disabled
     if is_draining is not None:

@@ -112,19 +112,23 @@ class Store:
             self.refused += 1
             raise StoreUnavailable("too many calls are waiting for the store; try again shortly")
         self._waiting += 1
+        # Shielded: a caller that leaves must not leave a change half reported; the thread finishes it either way.
+        call = asyncio.get_running_loop().run_in_executor(self._thread, self._transact, write, work)
+        call.add_done_callback(lambda done: self._ended(write, done))
         try:
-            # Shielded: a caller that leaves must not leave a change half reported; the thread finishes it either way.
-            call = asyncio.get_running_loop().run_in_executor(self._thread, self._transact, write, work)
-            result = await asyncio.shield(call)
+            return await asyncio.shield(call)
         except DBAPIError as error:
             _log.error("the operational state cannot be used: %s", error.orig)
             raise StoreUnavailable("the store cannot be read or written now; see the log") from error
-        finally:
-            self._waiting -= 1
+
+    def _ended(self, write: bool, call: asyncio.Future[Any]) -> None:
+        """The thread is done with a call, whether or not anybody still waits for it."""
+        self._waiting -= 1
+        if call.cancelled() or call.exception() is not None:
+            return
         if write:
             for callback in self._changed:
                 callback()
-        return result
 
     def _transact(self, write: bool, work: Callable[[Session], R]) -> R:
         with self._engine.connect().execution_options(fleet_write=write) as connection, connection.begin():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -45,6 +46,22 @@ async def test_of_a_hundred_setups_at_once_one_succeeds(control: Control) -> Non
     )
     assert sorted(answer.status_code for answer in answers) == [200] + [403] * 99
     assert {answer.text for answer in answers if answer.status_code == 403} == {'{"error":"Setup already completed"}'}
+
+
+async def test_a_body_that_never_ends_keeps_nobody_from_setting_up(control: Control) -> None:
+    waiting, forever = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"username":'
+        waiting.set()
+        await forever.wait()
+
+    stuck = asyncio.create_task(control.browser().post("/api/auth/setup", content=slowly(), headers=JSON))
+    await waiting.wait()
+    async with asyncio.timeout(5):
+        await control.admin()
+    forever.set()
+    assert (await stuck).status_code == 403
 
 
 async def test_setup_is_closed_before_the_body_is_looked_at(control: Control) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from control_plane import Control
 
+from fleetproxy.control.state.servers import entries
 from fleetproxy.core.destination import forbidden
 from fleetproxy.settings import Server
 
@@ -55,6 +56,30 @@ async def test_names_of_the_configuration_file_are_taken(control: Control) -> No
     assert (await admin.delete("/api/servers/1")).status_code == 409
     assert (await admin.patch("/api/servers/1", json={"url": "http://10.0.0.9"})).status_code == 409
     assert (await admin.patch("/api/servers/1", json={"isDisabled": True})).json() == {"ok": True}
+
+
+async def test_a_server_that_is_added_disabled_never_was_in_the_fleet_without_it(control: Control) -> None:
+    """Everything one call asks is one change: nobody who looks in between, or after a kill, sees half of it."""
+    admin = await control.admin()
+    seen: list[tuple[bool | None, bool]] = []
+    control.services.store.on_change(
+        lambda: seen.extend((one.is_disabled, one.is_draining) for one in control.services.store.read_now(entries))
+    )
+    await admin.post("/api/servers", json={**GPU, "isDisabled": True, "isDraining": True})
+    assert set(seen) == {(True, True)}
+
+
+async def test_a_change_of_settings_and_switches_is_one(control: Control) -> None:
+    admin = await control.admin()
+    await admin.post("/api/servers", json=GPU)
+    seen: list[tuple[float | None, bool | None]] = []
+    control.services.store.on_change(
+        lambda: seen.extend(
+            (one.server and one.server.vram_gb, one.is_disabled) for one in control.services.store.read_now(entries)
+        )
+    )
+    assert (await admin.patch("/api/servers/1", json={"vramGb": 99, "isDisabled": True})).json() == {"ok": True}
+    assert set(seen) == {(99.0, True)}
 
 
 @pytest.mark.parametrize("payload", [{}, {"isDisabled": "true"}, {"isDisabled": 1}, {"isDisabled": None}, [], {"x": 1}])

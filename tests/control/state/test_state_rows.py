@@ -176,19 +176,19 @@ def test_the_configuration_file_wins_over_the_api(session: Session) -> None:
     ):
         with pytest.raises(Conflict, match="configuration file"):
             forbidden()
-    assert servers.switch(session, added.id, is_disabled=True, is_draining=True).is_disabled
+    assert servers.change(session, added.id, is_disabled=True, is_draining=True).is_disabled
 
 
 def test_a_removed_server_comes_back_under_its_number_without_its_switches(session: Session) -> None:
     server = Server(name="gpu1", url="http://10.0.0.1:11434")
     added = servers.add(session, server, NOW)
-    servers.switch(session, added.id, is_disabled=True)
+    servers.change(session, added.id, is_disabled=True)
     assert servers.change(session, added.id, {"vram_gb": 24.0, "name": "other"}).server == Server(
         name="gpu1", url="http://10.0.0.1:11434", vram_gb=24.0
     )
     servers.remove(session, added.id, NOW)
     assert servers.get(session, added.id) is None
     with pytest.raises(PathUnknown):
-        servers.switch(session, added.id, is_disabled=True)
+        servers.change(session, added.id, is_disabled=True)
     again = servers.add(session, server, NOW)
     assert (again.id, again.is_disabled, again.server) == (added.id, None, server)

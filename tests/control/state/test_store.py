@@ -5,6 +5,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -225,6 +226,31 @@ async def test_changes_are_told_after_they_are_committed(path: Path) -> None:
     with pytest.raises(Conflict):
         await store.write(users.create, "Ann ", "hash", True, NOW)
     assert seen == [1]
+    await store.close()
+
+
+async def test_a_change_whose_caller_left_is_told_all_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it takes its place in the line until the thread is done with it: leaving makes no room for more."""
+    monkeypatch.setattr("fleetproxy.control.state.store.MAX_WAITING", 1)
+    store = await Store.open(path)
+    told, held = asyncio.Event(), threading.Event()
+    store.on_change(told.set)
+
+    def slowly(session: Session) -> None:
+        held.wait(10)
+        users.create(session, "ann", "hash", True, NOW)
+
+    caller = asyncio.create_task(store.write(slowly))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    with pytest.raises(StoreUnavailable):
+        await store.read(users.all_users)
+    held.set()
+    async with asyncio.timeout(10):
+        await told.wait()
+    assert [user.username for user in await store.read(users.all_users)] == ["ann"]
     await store.close()
 
 
