@@ -364,6 +364,23 @@ async def test_what_gathers_goes_out_together_and_whole() -> None:
     assert batches == [1, 100]
 
 
+async def test_no_task_is_named_after_a_chats_token(notifier: Notifier) -> None:
+    """Names of tasks come into logs: of one that fails, or that is still there when the loop ends."""
+    before = asyncio.all_tasks()
+    notifier.greet(Chat(1, "123:secret", "42", True), "hello")
+    (task,) = asyncio.all_tasks() - before
+    assert "notices" in task.get_name()
+    assert "secret" not in repr(task)
+    await notifier.outbox.settled()
+
+
+async def test_two_chats_set_one_after_the_other_are_both_greeted(notifier: Notifier, world: World) -> None:
+    notifier.greet(Chat(1, "123:one", "42", True), "hello")
+    notifier.greet(Chat(1, "123:two", "43", True), "hello")
+    await notifier.outbox.settled()
+    assert sorted(token for token, _, _ in world.sent) == ["123:one", "123:two"]
+
+
 async def test_lanes_are_bounded() -> None:
     box = Outbox()
 

@@ -113,7 +113,7 @@ class Notifier:
             await self.telegram.send(chat.bot_token, chat.chat_id, text)
 
         notice = Notice(kind="online", at=datetime.now(UTC), subject="", lines=())
-        self.outbox.put(("greeting", chat.user_id), notice, send)
+        self.outbox.put(("greeting", chat.bot_token, chat.chat_id), notice, send)
 
     async def try_chat(self, chat: Chat, by: str) -> None:
         """Send a test to a chat now, past the outbox. Raises Later, Hopeless or BackendError."""

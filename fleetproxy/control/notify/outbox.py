@@ -51,7 +51,8 @@ class Outbox:
             max(self._lanes.values(), key=len).popleft()
             self.dropped += 1
         if lane not in self._tasks:
-            self._tasks[lane] = asyncio.get_running_loop().create_task(self._run(lane, send), name=f"notices {lane}")
+            # Named without its lane, which holds a chat's token: names of tasks come into logs.
+            self._tasks[lane] = asyncio.get_running_loop().create_task(self._run(lane, send), name="notices of a lane")
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())
