@@ -112,8 +112,15 @@ def _one(cursor: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
 
 def _bare(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
     """One statement's text without its semicolon and what follows it, so that it fits between brackets."""
-    head, semicolon, tail = sql.rpartition(";")
-    return head if semicolon and not cursor.extract_statements(tail) else sql
+    while True:
+        head, semicolon, tail = sql.rpartition(";")
+        try:
+            # One that ends the statement: whole before it, nothing but blanks and comments behind it.
+            if not semicolon or cursor.extract_statements(tail) or len(cursor.extract_statements(head)) != 1:
+                return sql
+        except duckdb.ParserException:
+            return sql  # it is a part of a text, a name or a comment
+        sql = head
 
 
 def _rows(cursor: duckdb.DuckDBPyConnection, select: str, most_rows: int) -> Answer:
