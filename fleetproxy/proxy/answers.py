@@ -41,6 +41,15 @@ def explain_headers(exchange: Exchange) -> Headers:
     return headers
 
 
+def error_event(exchange: Exchange, error: FleetError) -> bytes:
+    """What a broken stream ends with, in its own format; nothing where that would be no part of it."""
+    if not (exchange.takes_event or exchange.started_by_us):
+        return b""
+    tap = exchange.tap
+    mid_line = tap is not None and tap.mid_line
+    return dialect_errors.event(exchange.endpoint, error, exchange.request_id, mid_line=mid_line)
+
+
 def refusal_headers(error: FleetError, request_id: str, *, draining: bool = False) -> Headers:
     """What a client needs to act on an error: when to try again, whether to, and the id to ask about."""
     identifier = request_id.encode()

@@ -29,6 +29,7 @@ from fleetproxy.errors import (
     UpgradeRequired,
 )
 from fleetproxy.families import registry
+from fleetproxy.families.llm import lists
 from fleetproxy.listen import App, Receive, Scope, Send
 from fleetproxy.proxy import answers, doors, gate
 from fleetproxy.proxy.handler import Handler
@@ -172,7 +173,7 @@ class Front:
                 send,
                 _voice(raw_path),
                 error,
-                plane.request_id(plane.wall_us()),
+                plane.request_id_of(head, plane.wall_us()),
                 head_only=method == "HEAD",
                 draining=plane.draining,
             )
@@ -202,7 +203,7 @@ class Front:
                 body = self._listings.answer(await plane.settled(endpoint), endpoint, path)
         elif endpoint.path.endswith("{id}"):
             model = registry.parameter(endpoint, scope["raw_path"].decode("latin-1"))
-            found = snapshot.model_bodies.get(model)
+            found = lists.model_body(snapshot.model_bodies, model)
             if found is None:
                 raise ModelUnknown(model)
             body = found
@@ -211,7 +212,7 @@ class Front:
             if found is None:
                 raise NoBackend
             body = found
-        identifier = plane.request_id(plane.wall_us()).encode()
+        identifier = plane.request_id_of(head, plane.wall_us()).encode()
         headers = [answers.JSON, (b"x-request-id", identifier), (b"request-id", identifier)]
         await answers.respond(send, 200, headers, body, head_only=scope["method"] == "HEAD")
 

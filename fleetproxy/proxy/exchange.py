@@ -57,6 +57,8 @@ class Exchange:
     committed = False
     #: A response head of our own is out (comment lines while waiting): errors go into the stream.
     started_by_us = False
+    #: The answer under way is a stream in the endpoint's own format, of no announced length.
+    takes_event = False
     recorded = False
     #: It ends when its caller has enough (an event stream of control): leaving does not wait for it.
     lasting = False

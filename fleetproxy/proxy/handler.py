@@ -194,7 +194,7 @@ class Handler:
             outcome = "backend_error" if error.side == "backend" else "refused"
         exchange.fail(error, outcome)  # type: ignore[arg-type]
         if started:
-            event = self._relay.error_event(exchange, error)
+            event = answers.error_event(exchange, error)
             if event:
                 exchange.bytes_out += len(event)
                 exchange.send({"type": "http.response.body", "body": event, "more_body": True})

@@ -123,8 +123,6 @@ class Plane:
     def begin(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, head: Head) -> Exchange:
         """A new exchange; `end` it."""
         wall_us = self.wall_us()
-        given = head.own.get(b"x-request-id")
-        request_id = given.decode("ascii") if given is not None and _SANE_ID.match(given) else self.request_id(wall_us)
         exchange = Exchange(
             scope=scope,
             receive=receive,
@@ -132,7 +130,7 @@ class Plane:
             endpoint=endpoint,
             head=head,
             snapshot=self.snapshot if not endpoint.table else self.snapshot_for(endpoint),
-            request_id=request_id,
+            request_id=self.request_id_of(head, wall_us),
             started_at=self.clock(),
             started_at_us=wall_us,
             task=asyncio.current_task(),
@@ -188,6 +186,11 @@ class Plane:
         if backend.http2:
             return self.transports["http2"]
         return self.transports["hub" if backend.scheme == "hub" else "http1"]
+
+    def request_id_of(self, head: Head, wall_us: int) -> str:
+        """The caller's own id where it is a sane one, else a new one."""
+        given = head.own.get(b"x-request-id")
+        return given.decode("ascii") if given is not None and _SANE_ID.match(given) else self.request_id(wall_us)
 
     def request_id(self, wall_us: int) -> str:
         """A UUIDv7 (RFC 9562 section 5.7): milliseconds, then a counter and a random tail of this process."""

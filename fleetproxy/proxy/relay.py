@@ -34,7 +34,7 @@ from fleetproxy.errors import (
 )
 from fleetproxy.families.llm import errors as dialect_errors
 from fleetproxy.proxy import linger
-from fleetproxy.proxy.answers import explain_headers
+from fleetproxy.proxy.answers import error_event, explain_headers
 from fleetproxy.proxy.body import pieces_of
 from fleetproxy.proxy.exchange import Exchange
 from fleetproxy.proxy.line import Line
@@ -44,7 +44,7 @@ from fleetproxy.transport.base import Answer, Call, Upstream
 from fleetproxy.wire import report
 from fleetproxy.wire.headers import content_type, response_headers
 from fleetproxy.wire.peek import Peek, rewrite_model
-from fleetproxy.wire.tap import Tap
+from fleetproxy.wire.tap import Tap, ends_marked
 
 #: Bytes of a refusal (404, 5xx) read to learn what it says before another server is asked.
 REFUSAL_BYTES = 64 * 1024
@@ -147,15 +147,6 @@ class Relay:
             exchange.close_attempt(plane.clock(), exchange.status, None)
             plane.board.add(backend.column, -1)
             plane.freed(backend.column)
-
-    def error_event(self, exchange: Exchange, error: FleetError) -> bytes:
-        """What a broken stream ends with, in its own format; nothing where a body was announced by length."""
-        operation = exchange.operation
-        if operation is None or not operation.stream:
-            return b""
-        tap = exchange.tap
-        mid_line = tap is not None and tap.mid_line
-        return dialect_errors.event(exchange.endpoint, error, exchange.request_id, mid_line=mid_line)
 
     # --- choosing ------------------------------------------------------------------------------------------------
 
@@ -318,7 +309,8 @@ class Relay:
         headers = response_headers(answer.headers, backend_host=exchange.backend)
         exchange.status = status
         exchange.committed = True
-        streamed = status == 200 and operation.stream
+        marked = status == 200 and operation.stream and ends_marked(endpoint, answer.headers, answer.content_length)
+        exchange.takes_event = marked and answer.content_length is None
         clock_ms = (plane.clock() - exchange.started_at) * 1000
         identifier = exchange.request_id.encode()
         headers += explain_headers(exchange)
@@ -328,7 +320,7 @@ class Relay:
             headers.append((b"connection", b"close"))
         headers.append((b"server-timing", b"queue;dur=%.1f, upstream;dur=%.1f" % (exchange.queue_s * 1000, clock_ms)))
         send = exchange.send
-        if answer.complete and not exchange.started_by_us and not (streamed and endpoint.marker_stream):
+        if answer.complete and not exchange.started_by_us and not marked:
             body = upstream.take() if answer.body is None else answer.body
             exchange.usage = report.of_body(body)
             exchange.first_byte_at = plane.clock()
@@ -342,7 +334,7 @@ class Relay:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body, "more_body": False})
             return
-        tap = exchange.tap = Tap(endpoint, streamed)
+        tap = exchange.tap = Tap(endpoint, marked)
         if answer.content_length is not None and not exchange.started_by_us:
             headers.append((b"content-length", b"%d" % answer.content_length))
         if not exchange.started_by_us:
@@ -356,9 +348,9 @@ class Relay:
             tap,
             loop=plane.loop,
             clock=plane.clock,
-            marked=streamed and endpoint.marker_stream is not None,
+            marked=marked,
             record=plane.recorder.put,
-            error_event=lambda error: self.error_event(exchange, error),
+            error_event=lambda error: error_event(exchange, error),
         )
         exchange.limit(limits.stream_idle_s, BackendStalled)
         upstream.pipe(pump)

@@ -36,6 +36,25 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     error: str | None
 
 
+def ends_marked(endpoint: Endpoint, headers: list[tuple[bytes, bytes]], announced_bytes: int | None) -> bool:
+    """Whether the answer to a request for a stream has to end with the endpoint's marker to be whole.
+
+    Not when the backend answers with one JSON body after all, and not when it is compressed: what nobody can read here
+    is left to HTTP's own framing. `headers` have names in lower case.
+    """
+    marker = endpoint.marker_stream
+    if marker is None:
+        return False
+    kind = b""
+    for name, value in headers:
+        if name == b"content-type":
+            kind = value.partition(b";")[0].strip().lower()
+        elif name == b"content-encoding" and value.strip().lower() != b"identity":
+            return False
+    # Lines of JSON go by the name of JSON too, but nobody knows the length of a stream.
+    return kind != b"application/json" or (marker.startswith("ndjson") and announced_bytes is None)
+
+
 class Tap:
     """Reads one answer. `streamed`: it should end with the endpoint's marker."""
 

@@ -11,7 +11,7 @@ from fleetproxy.core.operation import Endpoint
 from fleetproxy.core.usage import NOTHING, Usage
 from fleetproxy.families.registry import find
 from fleetproxy.wire import report
-from fleetproxy.wire.tap import HEAD_BYTES, TAIL_BYTES, Seen, Tap
+from fleetproxy.wire.tap import HEAD_BYTES, TAIL_BYTES, Seen, Tap, ends_marked
 
 PATHS = {
     "ndjson_done": "/api/chat",
@@ -366,3 +366,26 @@ def test_a_body_without_marker_raises_no_flag() -> None:
     assert flags == [False]
     assert not tap.terminal
     assert seen.usage == Usage(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("marker", "headers", "announced_bytes", "expected"),
+    [
+        ("sse_done", [(b"content-type", b"text/event-stream; charset=utf-8")], None, True),
+        ("sse_done", [(b"content-type", b"text/event-stream")], 40, True),
+        ("sse_done", [(b"content-type", b"text/plain")], None, True),
+        ("sse_done", [], None, True),
+        ("sse_done", [(b"content-type", b"Application/JSON; charset=utf-8")], None, False),
+        ("sse_message_stop", [(b"content-type", b"application/json")], 40, False),
+        ("ndjson_done", [(b"content-type", b"application/x-ndjson")], None, True),
+        ("ndjson_done", [(b"content-type", b"application/json")], None, True),
+        ("ndjson_done", [(b"content-type", b"application/json")], 40, False),
+        ("ndjson_done", [(b"content-type", b"application/x-ndjson"), (b"content-encoding", b"gzip")], None, False),
+        ("ndjson_done", [(b"content-encoding", b" Identity"), (b"content-type", b"application/x-ndjson")], None, True),
+        (None, [(b"content-type", b"text/event-stream")], None, False),
+    ],
+)
+def test_only_streams_that_can_be_read_have_to_show_their_end_marker(
+    marker: str | None, headers: list[tuple[bytes, bytes]], announced_bytes: int | None, expected: bool
+) -> None:
+    assert ends_marked(endpoint(marker), headers, announced_bytes) is expected

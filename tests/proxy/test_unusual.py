@@ -1,16 +1,18 @@
-"""Callers and servers that take their time, and connections that must not be used again."""
+"""Callers and servers that do unusual things: what is passed on, what is ended, and who is blamed for it."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 
+import msgspec
 import pytest
 
 from fleetproxy.core.table import Limits
 from fleetproxy.testing.fault import FaultUpstream
 from fleetproxy.testing.raw import connect, request
-from fleetproxy.testing.script import LAST_CHUNK, NDJSON_HEAD, Firehose, Keep, Send, chunk, response
+from fleetproxy.testing.script import LAST_CHUNK, NDJSON_HEAD, Fin, Firehose, Keep, Send, chunk, head, response
 from tests.proxy.conftest import snapshot_of
 
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
@@ -104,6 +106,52 @@ async def test_who_a_request_has_passed_before_us_is_told_on(start, given):
             assert upstream.requests[0].header("via") == f"{given}, 1.1 fleetproxy-test"
 
 
+CHUNKED = ("Transfer-Encoding", "chunked")
+JSON = [("Content-Type", "application/json")]
+PLAIN = b'{"choices":[{"message":{"content":"hi"}}],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
+GZIPPED = gzip.compress(b"data: {}\n\ndata: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "body", "tokens"),
+    [
+        (response(body=PLAIN), PLAIN, (3, 2)),
+        (head(200, [*JSON, CHUNKED]) + chunk(PLAIN) + LAST_CHUNK, PLAIN, (3, 2)),
+        (
+            head(200, [("Content-Type", "text/event-stream"), ("Content-Encoding", "gzip"), CHUNKED])
+            + chunk(GZIPPED)
+            + LAST_CHUNK,
+            GZIPPED,
+            (None, None),
+        ),
+    ],
+    ids=["json", "json in chunks", "compressed"],
+)
+async def test_who_asks_for_a_stream_and_gets_no_readable_one_gets_it_as_it_is(start, answer, body, tokens):
+    async with FaultUpstream() as upstream:
+        upstream.script = [Send(answer), Keep()]
+        async with start(snapshot_of([upstream])) as running:
+            async with await connect("127.0.0.1", running.port) as client:
+                await client.send(request("POST", "/v1/chat/completions", b'{"model":"m","stream":true}'))
+                got = await client.answer()
+            assert (got.status, got.clean, got.body) == (200, True, body)
+            await running.settled()
+            [row] = running.records()
+            assert (row.outcome, row.error, row.streamed) == ("ok", None, True)
+            assert (row.tokens_in, row.tokens_out) == tokens
+            assert running.plane.trips.states() == {}
+
+
+async def test_a_json_body_that_breaks_off_gets_no_event_into_it(start):
+    async with FaultUpstream() as upstream:
+        upstream.script = [Send(head(200, [*JSON, CHUNKED]) + chunk(b'{"choices":')), Fin()]
+        async with start(snapshot_of([upstream])) as running:
+            async with await connect("127.0.0.1", running.port) as client:
+                await client.send(request("POST", "/v1/chat/completions", b'{"model":"m","stream":true}'))
+                got = await client.answer()
+            assert (got.status, got.clean, got.body) == (200, False, b'{"choices":')
+
+
 async def test_a_redirect_to_the_servers_own_address_leads_back_to_us(start):
     async with FaultUpstream() as upstream:
         target = f"http://127.0.0.1:{upstream.port}/api/elsewhere?x=1"
@@ -113,3 +161,21 @@ async def test_a_redirect_to_the_servers_own_address_leads_back_to_us(start):
                 await client.send(request("POST", "/api/show", SHOW))
                 answer = await client.answer()
             assert (answer.status, answer.header("location")) == (307, "/api/elsewhere?x=1")
+
+
+@pytest.mark.parametrize("path", ["/api/tags", "/nothing"])
+async def test_a_callers_own_request_id_comes_back_from_answers_of_our_own_too(start, path):
+    async with start(snapshot_of([])) as running, await connect("127.0.0.1", running.port) as client:
+        await client.send(request("GET", path, headers=[("X-Request-Id", "mine-1")]))
+        answer = await client.answer()
+        assert (answer.header("x-request-id"), answer.header("request-id")) == ("mine-1", "mine-1")
+
+
+@pytest.mark.parametrize("model", ["phi", "phi:latest", "PHI", "library%2Fphi"])
+async def test_a_model_is_listed_under_every_spelling_of_its_name(start, model):
+    entry = b'{"id":"phi:latest","object":"model"}'
+    snapshot = msgspec.structs.replace(snapshot_of([]), model_bodies={"phi:latest": entry})
+    async with start(snapshot) as running, await connect("127.0.0.1", running.port) as client:
+        await client.send(request("GET", f"/v1/models/{model}"))
+        answer = await client.answer()
+        assert (answer.status, answer.body) == (200, entry)
