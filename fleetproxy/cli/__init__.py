@@ -5,6 +5,7 @@ Data goes to standard output, talk to standard error.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -47,6 +48,7 @@ ALIASES = {"ls": "list"}
 
 OK, FAILED, USAGE, NOT_FOUND, UNREACHABLE, UNAUTHORIZED, BAD_CONFIG, FINDINGS = 0, 1, 2, 3, 4, 5, 6, 7
 TIMEOUT, INTERRUPTED = 124, 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 EXIT_CODES = """\
 exit codes:
@@ -79,13 +81,26 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     _hold_standard_files()
     try:
-        return _run(words)
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()  # what is small has waited until now
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read us has left. Python would complain again when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _forget_output()  # whoever read us has left
         return FAILED
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _forget_output()
+        sys.stderr.write(f"fleetproxy: cannot write what there is to say: {error.strerror}\n")
+        return FAILED
+
+
+def _forget_output() -> None:
+    """Python would complain again when it closes standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _hold_standard_files() -> None:

@@ -101,6 +101,28 @@ def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
     assert len(done.stdout) == 1
 
 
+@pytest.mark.parametrize("words", [["version"], ["--help"], ["version", "--help"], ["config", "check"]])
+def test_a_reader_that_never_reads_is_no_complaint(words: list[str], tmp_path: Path) -> None:
+    near, far = os.pipe()
+    os.close(near)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [*SCRIPT, *words], stdout=far, stderr=subprocess.PIPE, env=environment, cwd=tmp_path, check=False
+    )
+    os.close(far)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("words", [["version"], ["help", "env"]])
+def test_output_that_finds_no_room_is_one_sentence(words: list[str], tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*SCRIPT, *words], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False
+        )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "No space left on device" in done.stderr
+
+
 # --- config ---
 
 
