@@ -62,7 +62,7 @@ def _bash(known: dict[str, tuple[list[str], list[str]]]) -> str:
 # fleetproxy completion bash
 _fleetproxy() {{
   # Bash breaks words at colons, and models have them.
-  local line="${{COMP_LINE:0:$COMP_POINT}}" words=""
+  local line="${{COMP_LINE:0:$COMP_POINT}}" words="" names="" name
   local current="${{line##* }}"
   if [ "$COMP_CWORD" -eq 1 ]; then
     COMPREPLY=($(compgen -W {shlex.quote(" ".join([*known, *ALIASES, "help"]))} -- "$current"))
@@ -73,13 +73,17 @@ _fleetproxy() {{
   esac
   if [ "${{current#-}}" = "$current" ]; then
     case "${{COMP_WORDS[1]}}:${{COMP_WORDS[COMP_CWORD-1]}}" in
-      *:--server) words="$({_ASK_SERVERS})" ;;
-      {"|".join(f"{word}:*" for word in _SERVERS)}) words="$({_ASK_SERVERS})" ;;
-      *:--model) words="$({_ASK_MODELS})" ;;
-      {"|".join(f"{word}:*" for word in _MODELS)}) words="$({_ASK_MODELS})" ;;
+      *:--server) words="" names="$({_ASK_SERVERS})" ;;
+      {"|".join(f"{word}:*" for word in _SERVERS)}) words="" names="$({_ASK_SERVERS})" ;;
+      *:--model) words="" names="$({_ASK_MODELS})" ;;
+      {"|".join(f"{word}:*" for word in _MODELS)}) words="" names="$({_ASK_MODELS})" ;;
     esac
   fi
   COMPREPLY=($(compgen -W "$words" -- "$current"))
+  # Names are others' words: compgen would run what stands in them, and so would the line.
+  while IFS= read -r name; do
+    [ -n "$name" ] && printf -v name %q "$name" && [[ "$name" == "$current"* ]] && COMPREPLY+=("$name")
+  done <<<"$names"
   if [ "${{current%:*}}" != "$current" ] && [ "${{COMP_WORDBREAKS#*:}}" != "$COMP_WORDBREAKS" ]; then
     COMPREPLY=("${{COMPREPLY[@]#"${{current%:*}}:"}}")
   fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
 import stat
 import subprocess
 import sys
@@ -147,6 +148,29 @@ def test_bash_completes(bash_script: Path, line: str, expected: set[str]) -> Non
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert set(done.stdout.split()) == expected
+
+
+def test_a_name_that_is_a_command_is_never_run(bash_script: Path, tmp_path: Path) -> None:
+    """Names of models come from servers, which may be anybody's."""
+    names = [
+        "llama3:8b",
+        f"x$(touch {tmp_path}/ran)",
+        f"y`touch {tmp_path}/ran`",
+        f"z;touch {tmp_path}/ran",
+        "*",
+        "a b",
+    ]
+    told = " ".join(shlex.quote(name) for name in names)
+    words = f"""
+        fleetproxy() {{ printf '%s\\n' {told}; }}
+        . {bash_script}
+        COMP_LINE="fleetproxy show " COMP_POINT=16 COMP_CWORD=2 COMP_WORDS=(fleetproxy show "")
+        _fleetproxy
+        eval "printf '%s\\n' ${{COMPREPLY[*]}}"
+    """  # what is offered is put on the line as it is, and run from there
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == names
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
