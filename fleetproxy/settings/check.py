@@ -24,7 +24,8 @@ OWN_SEGMENTS = frozenset({"api", "v1", "dashboard", "state", "metrics", "healthz
 FORGETTABLE = ("requests", "attempts", "model_events", "server_events", "system_metrics", "job_runs")
 _SHA256 = re.compile(r"sha256:[0-9a-fA-F]{64}")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
-_ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+")
+#: As Ollama has it: a scheme, or a `*` that may stand for one.
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+|(?=[^/]*\*)[^/?#\s:]+(:(\d+|\*))?")
 _KEEP_ALIVE = re.compile(r"-?\d+|-?(\d+(\.\d+)?(ns|us|ms|s|m|h))+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -210,7 +211,7 @@ def _passthrough(settings: Settings) -> Iterator[Finding]:
 def _origins(settings: Settings) -> Iterator[Finding]:
     for place, origin in enumerate(settings.cors.origins):
         if not _ORIGIN.fullmatch(origin):
-            yield ("cors", "origins", place), f'"{origin}" is no origin; wants scheme://host[:port], or "*"'
+            yield ("cors", "origins", place), f'"{origin}" is no origin; wants scheme://host[:port], *.domain, or "*"'
 
 
 def _routing(settings: Settings) -> Iterator[Finding]:

@@ -166,11 +166,11 @@ def _find_files(config: str | None, environment: Mapping[str, str], folder: Path
     config = config or environment.get("FLEETPROXY_CONFIG") or None
     if config is not None:
         return _named_file(folder / Path(config).expanduser())
-    if (here := folder / FILE_NAME).exists():
+    if _is_there(here := folder / FILE_NAME):
         return [here, *_pieces(folder)]
     home = environment.get("XDG_CONFIG_HOME") or str(Path(environment.get("HOME") or "/nonexistent") / ".config")
     for place in (Path(home) / "fleetproxy", Path("/etc/fleetproxy")):
-        found = [path for path in (place / FILE_NAME,) if path.exists()] + _pieces(place)
+        found = [path for path in (place / FILE_NAME,) if _is_there(path)] + _pieces(place)
         if found:
             return found
     if theirs := environment.get("CONFIG_FILE"):
@@ -184,9 +184,21 @@ def _find_files(config: str | None, environment: Mapping[str, str], folder: Path
 def _named_file(path: Path) -> list[Path]:
     if path.suffix.lower() in {".yaml", ".yml", ".json"}:
         raise ConfigError((Problem("", Origin(str(path)), "the configuration of fleetproxy is TOML"),))
-    if not path.exists():
+    if not _is_there(path):
         raise ConfigError((Problem("", Origin(str(path)), "there is no such file"),))
     return [path, *_pieces(path.parent)]
+
+
+def _is_there(path: Path) -> bool:
+    """Raises ConfigError where we may not look: what stands there may be what keeps strangers out."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}; be the user fleetproxy runs as, or name another file with --config"
+        raise ConfigError((Problem("", Origin(str(path)), what),)) from None
+    return True
 
 
 def _pieces(folder: Path) -> list[Path]:

@@ -60,6 +60,7 @@ class _Scanner:
         parts = self._key()
         for place, part in enumerate(parts):
             path = (*path, part)
+            self._note(path, start)
             if place == len(parts) - 1:
                 break
             if path in self._tables:

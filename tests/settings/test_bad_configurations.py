@@ -17,6 +17,8 @@ CASES: dict[str, Case] = {
     # --- keys ---
     "unknown key": ("prot = 1\n", {}, (), ("fleetproxy.toml:1:1", 'unknown key "prot"', 'did you mean "port"?')),
     "unknown section": ("\n[rooting]\nx = 1\n", {}, (), ("toml:2:1: rooting", 'did you mean "routing"?')),
+    "unknown list of tables": ("\n[[server]]\nname = 'x'\n", {}, (), ("toml:2:1: server", 'did you mean "servers"?')),
+    "unknown table around a table": ("[pol.x]\ny = 1\n", {}, (), ("toml:1:1: pol", 'did you mean "poll"?')),
     "unknown key in a section": (
         "[poll]\n  intervall_s = 3\n",
         {},

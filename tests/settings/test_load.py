@@ -236,6 +236,15 @@ def test_ollama_host_is_read_with_ollamas_own_leniency(tmp_path: Path, text: str
     assert (settings.host, settings.port) == (host, port)
 
 
+def test_ollama_origins_are_read_as_ollama_reads_them(tmp_path: Path) -> None:
+    origins = "chrome-extension://*,*.example.com,192.168.1.*:3000,http://10.0.0.*,http://pc:*,*"
+    loaded = read(tmp_path, environment={"OLLAMA_ORIGINS": origins})
+    assert loaded.settings.cors.origins == tuple(origins.split(","))
+    for wrong in ("example.com", "http://a/b*", "*.a b"):
+        with pytest.raises(ConfigError, match="is no origin"):
+            read(tmp_path, environment={"OLLAMA_ORIGINS": wrong})
+
+
 def test_a_name_of_another_program_yields_to_our_own_and_to_a_file(tmp_path: Path) -> None:
     environment = {"PORT": "1", "LLM_QUEUE_SIZE": "1", "OLLAMA_SERVERS": '[{"name": "x", "host": "h"}]'}
     loaded = read(tmp_path, 'port = 2\nservers = ["a=h:1"]\n', {**environment, "FLEETPROXY_QUEUE__SIZE": "3"})

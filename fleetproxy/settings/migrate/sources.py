@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ def read(paths: Iterable[Path], environment: Mapping[str, str]) -> Sources:
     tables: dict[str, list[dict[str, Any]]] = {}
     compose: list[dict[str, Any]] = []
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises where it may not look)
             tables |= _dump(path)
         elif path.suffix.lower() in _YAML:
             tree = _yaml(path)
