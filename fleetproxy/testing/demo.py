@@ -69,13 +69,16 @@ LONGEST_PLACE_BYTES = 60
 #: A server fails each minute for this long, in one of these ways.
 FAILS_EVERY_S, FAILS_FOR_S = 60.0, 12.0
 FAILURES = ("unavailable", "reset_before", "error", "refuse")
-#: `fleetproxy` that is told to leave when the demo dies without a word (PR_SET_PDEATHSIG).
-_FLEETPROXY = """
-import ctypes, signal, sys
+#: `fleetproxy` that is told to leave when the demo, process `argv[1]`, dies without a word (PR_SET_PDEATHSIG), and
+#: does not begin when it is dead already: of a death before the asking the kernel tells nobody.
+FLEETPROXY = """
+import ctypes, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
 from fleetproxy.cli import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -245,7 +248,8 @@ async def _start(folder: Path, *words: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
-            _FLEETPROXY,
+            FLEETPROXY,
+            str(os.getpid()),
             *words,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,

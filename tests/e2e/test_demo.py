@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleetproxy.testing.demo import FLEETPROXY
 from fleetproxy.testing.processes import children
 from fleetproxy.testing.spawned import Spawned, fetch, until
 
@@ -146,6 +148,13 @@ def test_a_killed_demo_takes_its_service_along(demo: Demo) -> None:
     family = _family(demo.pid)
     demo.kill()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 15, "every process left")
+
+
+@pytest.mark.parametrize(("parent", "code"), [(os.getpid, 0), (lambda: os.getpid() + 1, 1)], ids=["alive", "dead"])
+def test_a_process_of_a_demo_begins_only_while_the_demo_lives(parent: Callable[[], int], code: int) -> None:
+    """The demo may be killed before its process has asked to be told of it."""
+    words = [sys.executable, "-c", FLEETPROXY, str(parent()), "--version"]
+    assert subprocess.run(words, stdout=subprocess.DEVNULL, timeout=30, check=False).returncode == code
 
 
 def test_a_taken_port_is_a_sentence(tmp_path: Path) -> None:
