@@ -44,7 +44,8 @@ def run(words: list[str]) -> int:
     options.add_argument("--force", action="store_true", help="replace files that are there")
     asked = options.parse_args(words)
     paths: list[Path] = asked.source
-    if asked.program == "nfrx" and not paths and not asked.agent and _NFRX_FILE.exists():
+    there = os.path.exists(_NFRX_FILE)  # noqa: PTH110  (Path.exists raises where it may not look)
+    if asked.program == "nfrx" and not paths and not asked.agent and there:
         paths = [_NFRX_FILE]
     try:
         sources = read(paths, os.environ)

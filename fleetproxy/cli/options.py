@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from fleetproxy.cli import BAD_CONFIG, EXIT_CODES
 from fleetproxy.folders import data_folder
 from fleetproxy.settings.check import strangers
 from fleetproxy.settings.load import Loaded, load
-from fleetproxy.settings.problems import ConfigError
+from fleetproxy.settings.problems import ConfigError, Origin, Problem
 
 
 def parser(command: str, *, examples: str, says: str) -> argparse.ArgumentParser:
@@ -82,17 +83,31 @@ def reader(options: argparse.Namespace) -> Callable[[], Loaded]:
     flags = {key: value for name, key in _SETTINGS.items() if (value := getattr(options, name)) is not None}
     if options.metrics_port is not None:
         flags["metrics.listen"] = str(options.metrics_port)
+    first: list[Path] = []
 
     def read() -> Loaded:
         loaded = load(flags, servers=options.server, config=options.config)
+        # No file is no error at the start; later it would empty the fleet and let everybody in.
+        if first and first[0] not in loaded.files:
+            raise ConfigError((Problem("", Origin(str(first[0])), "was read at the start and is gone; put it back"),))
+        first[:] = first or [path for path in loaded.files if path.parent.name != "config.d"][:1]
         # Users may hold keys of their own: then nobody needs one in the configuration.
-        if not (data_folder(loaded.settings) / "state.db").exists():
-            problem = strangers(loaded.settings, loaded.origins)
-            if problem is not None:
-                raise ConfigError((problem,))
+        problem = strangers(loaded.settings, loaded.origins)
+        if problem is not None and not _may_have_users(data_folder(loaded.settings)):
+            raise ConfigError((problem,))
         return loaded
 
     return read
+
+
+def _may_have_users(folder: Path) -> bool:
+    try:
+        (folder / "state.db").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # not for us to see
+    return True
 
 
 def complain(error: Exception) -> int:

@@ -29,14 +29,20 @@ def folders(settings: Settings, live: Running | None) -> Iterator[Finding]:
         yield fail("data folder", str(error), "name one: --data-dir, or data_dir in the file")
         return
     there = _existing(data)
-    if there == data and there.stat().st_uid != os.geteuid():
+    if there == data and not there.is_dir():
+        yield fail("data folder", f"{data} is no folder", "move it away, or choose another with --data-dir")
+    elif there == data and there.stat().st_uid != os.geteuid():
         yield warn(
             "data folder",
             f"{data} belongs to uid {there.stat().st_uid}, you are {os.geteuid()}",
             "run the doctor as the user fleetproxy runs as",
         )
     elif not os.access(there, os.W_OK | os.X_OK):
-        yield fail("data folder", f"{data} cannot be written", f"chown it to this user, or choose another: {data}")
+        yield fail(
+            "data folder",
+            f"{data} cannot be written" if there == data else f"{data} cannot be made in {there}",
+            "run the doctor as the user fleetproxy runs as, give that user the folder, or choose another",
+        )
     else:
         yield ok("data folder", f"{data}" + ("" if there == data else " (made at the first start)"))
         yield from _spool(data)
@@ -98,7 +104,7 @@ def _is_its_own(port: int, live: Running) -> bool:
 
 
 def _existing(path: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    while not path.exists() and path != path.parent:
+    """The folder, or the nearest one above it that is there and that we may see."""
+    while not os.path.exists(path) and path != path.parent:  # noqa: PTH110  (Path.exists raises where it may not look)
         path = path.parent
     return path

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from fleetproxy.cli import COMMANDS, main
+from fleetproxy.cli.options import add_settings, parser, reader
 from fleetproxy.folders import Lock, Running
+from fleetproxy.settings.problems import ConfigError
 
 SCRIPT = [sys.executable, "-m", "fleetproxy"]
 
@@ -183,6 +185,23 @@ def test_every_variable_is_listed(tmp_path: Path) -> None:
         assert f"\n{name}" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("config", "check", "--data-dir", "PLACE"), 0),
+        (("init", "--yes", "--write", "PLACE"), 1),
+        (("migrate", "nfrx", "PLACE"), 6),
+        (("status", "--config", "PLACE"), 6),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_place_where_one_may_not_look_is_told_in_sentences(words: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    place = str(tmp_path / ("x" * 300))
+    done = fleetproxy(*(place if word == "PLACE" else word for word in words), cwd=tmp_path)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
 # --- serve ---
 
 
@@ -199,6 +218,23 @@ def test_serve_refuses_a_bad_configuration_with_exit_code_6(tmp_path: Path) -> N
     done = fleetproxy("serve", "--config", "none.toml", cwd=tmp_path)
     assert done.returncode == 6
     assert done.stderr == f"fleetproxy: {tmp_path}/none.toml: there is no such file\n"
+
+
+def test_a_reload_never_takes_a_missing_file_for_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = parser("serve", examples="", says="")
+    add_settings(options)
+    read = reader(options.parse_args([]))
+    assert read().settings.servers == (), "no file at all is where one begins"
+    file = tmp_path / "fleetproxy.toml"
+    file.write_text('servers = ["gpu1=10.0.0.5"]\n')
+    assert [server.name for server in read().settings.servers] == ["gpu1"]
+    file.unlink()
+    with pytest.raises(ConfigError, match="is gone; put it back"):
+        read()
+    file.write_text("servers = []\n")
+    assert read().settings.servers == ()
 
 
 def test_serve_refuses_strangers_without_a_key_with_one_sentence(tmp_path: Path) -> None:

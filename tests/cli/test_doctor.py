@@ -90,6 +90,11 @@ def test_what_is_unwise_is_told(tmp_path: Path, text: str, area: str, level: str
     assert any(found == level and says in words for found, words in told), told
 
 
+def test_a_data_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    assert findings(doctor(tmp_path), "data folder") == [("fail", f"{tmp_path}/data is no folder")]
+
+
 def test_a_taken_port_names_its_holder(tmp_path: Path) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as taken:
         (tmp_path / "fleetproxy.toml").write_text(f"port = {taken.server_port}\n")

@@ -70,6 +70,15 @@ def test_the_first_folder_with_a_configuration_is_taken(tmp_path: Path) -> None:
     assert read(here, environment=environment, config=str(named)).files == (named,)
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["named", "looked-for"])
+def test_a_place_where_we_may_not_look_is_a_mistake_not_an_empty_one(named: bool, tmp_path: Path) -> None:
+    """What cannot be seen there may be what asks callers for a key."""
+    place = tmp_path / ("x" * 300)
+    environment = {"FLEETPROXY_CONFIG": str(place)} if named else {"XDG_CONFIG_HOME": str(place)}
+    with pytest.raises(ConfigError, match="cannot be read: File name too long; be the user fleetproxy runs as"):
+        read(tmp_path, environment=environment)
+
+
 def test_servers_and_keys_of_several_files_add_up_and_their_places_are_their_own(tmp_path: Path) -> None:
     (tmp_path / "config.d").mkdir()
     second = tmp_path / "config.d" / "more.toml"

@@ -130,6 +130,9 @@ def _ask_file(folder: Path, settings: Settings, sql: str) -> tuple[Answer, str |
         connection = open_read_only(folder / FILE, analytics)
     except StoreError as error:
         raise AskError("unreachable" if (folder / FILE).exists() else "missing", str(error)) from None
+    except PermissionError:
+        text = f"{folder} is not ours to look into; ask as the user fleetproxy runs as"
+        raise AskError("unreachable", text) from None
     timer = threading.Timer(analytics.query_timeout_s, connection.interrupt)
     timer.daemon = True
     timer.start()

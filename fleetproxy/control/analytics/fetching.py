@@ -124,6 +124,9 @@ def _from_file(folder: Path, settings: Settings, wanted: Wanted, file: IO[bytes]
             connection = open_read_only(folder / FILE, settings.analytics, Path(place))
         except StoreError as error:
             raise AskError("unreachable" if (folder / FILE).exists() else "missing", str(error)) from None
+        except PermissionError:
+            text = f"{folder} is not ours to look into; ask as the user fleetproxy runs as"
+            raise AskError("unreachable", text) from None
         try:
             until = wanted.until or datetime.now(UTC) + timedelta(days=1)
             rows = export.write_rows(connection, export.Span(wanted.table, wanted.since, until), wanted.form, written)
