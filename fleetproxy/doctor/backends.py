@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
+from fleetproxy.doctor.clocks import SKEW_S, skew_s
 from fleetproxy.doctor.configuration import until_end
 from fleetproxy.doctor.finding import Finding, fail, ok, warn
 from fleetproxy.settings import Server
@@ -22,8 +22,6 @@ CONNECT_S = 3.0
 ANSWER_S = 10.0
 #: A model may have to be loaded first.
 TOKEN_S = 300.0
-#: Clocks further apart than this make times of two machines hard to compare.
-SKEW_S = 5.0
 _MOST_BYTES = 16 * 1024 * 1024
 _AT_ONCE = 16
 
@@ -86,6 +84,9 @@ def _answers(server: Server, address: Address, area: str, connect_ms: float) -> 
             )
             return
         models = value.get("models" if server.kind == "ollama" else "data") or []
+        if not isinstance(models, list):
+            yield fail(area, f"{path} is answered with no list of models", "look at what really listens there")
+            return
         version = ""
         if server.kind == "ollama":
             _, told = _get(connection, server, f"{address.prefix}/api/version")
@@ -107,14 +108,10 @@ def _answers(server: Server, address: Address, area: str, connect_ms: float) -> 
 
 
 def _clock(answer: http.client.HTTPResponse, area: str) -> Iterator[Finding]:
-    try:
-        theirs = parsedate_to_datetime(answer.headers.get("date", ""))
-    except (TypeError, ValueError):
-        return
-    skew_s = (theirs - datetime.now(UTC)).total_seconds()
-    if abs(skew_s) > SKEW_S:
+    ahead_s = skew_s(answer.headers.get("date", ""))
+    if ahead_s is not None and abs(ahead_s) > SKEW_S:
         yield warn(
-            area, f"its clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} ours", "run NTP there"
+            area, f"its clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} ours", "run NTP there"
         )
 
 
@@ -143,18 +140,22 @@ def _token(server: Server, address: Address, area: str) -> Finding:
 def _smallest(connection: http.client.HTTPConnection, server: Server, address: Address) -> str | None:
     if server.kind != "ollama":
         _, value = _get(connection, server, f"{address.prefix}/v1/models")
-        return next((entry["id"] for entry in _entries(value, "data")), None)
+        return next((name for entry in _entries(value, "data") if isinstance(name := entry.get("id"), str)), None)
     for path in ("/api/ps", "/api/tags"):
         _, value = _get(connection, server, address.prefix + path)
-        models = [entry for entry in _entries(value, "models") if "embed" not in str(entry.get("name"))]
-        if models:
-            return str(min(models, key=lambda entry: entry.get("size") or 0)["name"])
+        sizes: dict[str, int] = {
+            name: entry["size"] if isinstance(entry.get("size"), int) else 0
+            for entry in _entries(value, "models")
+            if isinstance(name := entry.get("name"), str) and "embed" not in name
+        }
+        if sizes:
+            return min(sizes, key=sizes.__getitem__)
     return None
 
 
 def _entries(value: Any, key: str) -> list[dict[str, Any]]:
     listed = value.get(key) if isinstance(value, dict) else None
-    return [entry for entry in listed or () if isinstance(entry, dict)]
+    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
 
 def _get(connection: http.client.HTTPConnection, server: Server, path: str) -> tuple[http.client.HTTPResponse, Any]:

@@ -106,7 +106,9 @@ def until_end(name: str, ends: datetime, now: datetime) -> Finding:
     """How long a certificate holds."""
     days = (ends - now).days
     if ends <= now:
-        return fail("certificate", f"{name} ended {ends:%Y-%m-%d}", "renew it; then send SIGHUP, or restart")
+        return fail(
+            "certificate", f"{name} ended {ends:%Y-%m-%d}", "renew it, then restart: certificates are read at start"
+        )
     if days < RENEW_DAYS:
         return warn("certificate", f"{name} ends in {days} days ({ends:%Y-%m-%d})", "renew it")
     return ok("certificate", f"{name} holds {days} days more")

@@ -9,17 +9,17 @@ import ssl
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
+from fleetproxy.doctor.clocks import SKEW_S, skew_s
 from fleetproxy.doctor.configuration import until_end
 from fleetproxy.doctor.finding import Finding, fail, ok, warn
 from fleetproxy.remote.address import Target
 from fleetproxy.remote.call import CallError, Fleet
+from fleetproxy.remote.models import known_servers
 
 #: The state stream sends its first event at once.
 FIRST_EVENT_S = 3.0
-SKEW_S = 5.0
 _SOCKET_S = 5.0
 _HEALTH_S = 5.0
 
@@ -41,33 +41,54 @@ def service(target: Target) -> Iterator[Finding]:
         yield fail("service", f"/healthz is answered with HTTP {health.status}", "is it a fleetproxy at all?")
         return
     yield ok("service", f"{target.url} answers in {took_ms:.0f} ms")
-    yield from _ready(fleet)
+    yield _ready(fleet)
+    yield from _elsewhere(fleet)
     yield from _clock(health.headers.get("date", ""))
     yield from _certificate(target)
     yield _events(target)
     yield _socket(target)
 
 
-def _ready(fleet: Fleet) -> Iterator[Finding]:
-    answer = fleet.ask("GET", "/readyz")
+def _ready(fleet: Fleet) -> Finding:
+    try:
+        answer = fleet.ask("GET", "/readyz")
+    except CallError as error:
+        return fail("readiness", str(error), "is it being stopped?")
     if answer.status == 200:
-        yield ok("readiness", "requests can be served")
-        return
+        return ok("readiness", "requests can be served")
     failed = answer.value.get("failed", []) if isinstance(answer.value, dict) else []
-    yield fail(
+    return fail(
         "readiness",
         f"requests cannot be served: {', '.join(map(str, failed)) or f'HTTP {answer.status}'}",
         "look at `fleetproxy status` and the log",
     )
 
 
-def _clock(date: str) -> Iterator[Finding]:
+def _elsewhere(fleet: Fleet) -> Iterator[Finding]:
+    """Servers that our settings do not name: those added while it ran, all of them where it is another's fleet."""
     try:
-        skew_s = (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError):
+        servers = known_servers(fleet)
+    except CallError:
+        return  # that needs a key; the lines about streams say so
+    for server in servers:
+        name, url = server.get("name"), server.get("url")
+        if not name or (fleet.target.live is not None and server.get("origin") == "file"):
+            continue  # asked from here already
+        if server.get("isDisabled"):
+            yield ok(f"server {name}", "disabled, the fleet tells")
+        elif server.get("isOnline"):
+            yield ok(f"server {name}", f"online at {url}, the fleet tells")
+        else:
+            why = server.get("lastError") or f"nobody answers at {url}"
+            yield fail(f"server {name}", f"offline, the fleet tells: {why}", "start it, or take it out of the fleet")
+
+
+def _clock(date: str) -> Iterator[Finding]:
+    ahead_s = skew_s(date)
+    if ahead_s is None:
         return
-    if abs(skew_s) > SKEW_S:
-        yield warn("clock", f"its clock and ours are {abs(skew_s):.0f} s apart", "run NTP on both")
+    if abs(ahead_s) > SKEW_S:
+        yield warn("clock", f"its clock and ours are {abs(ahead_s):.0f} s apart", "run NTP on both")
     else:
         yield ok("clock", "agrees with ours")
 

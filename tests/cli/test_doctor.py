@@ -67,6 +67,71 @@ def test_each_line_has_a_sign_and_the_fix_below_it(tmp_path: Path) -> None:
     assert "\x1b" not in say(*words, HOME=str(tmp_path), FORCE_COLOR="1", NO_COLOR="1").out
 
 
+class Lying(http.server.BaseHTTPRequestHandler):
+    """A server with a list and a clock of its own."""
+
+    answer: object = {}
+    date = ""
+
+    def do_GET(self) -> None:
+        self.say(self.answer)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.say({})
+
+    def say(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return self.date or super().date_time_string(timestamp)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "date", "says"),
+    [
+        ("ollama", {"models": 5}, "", ("fail", "no list of models")),
+        ("openai", {"data": {"a": 1}}, "", ("fail", "no list of models")),
+        ("ollama", {"models": [{"x": 1}, 7, {"name": "m", "size": "big"}]}, "", ("ok", "a token of m")),
+        ("openai", {"data": [{"x": 1}, None]}, "", ("warn", "has no model to try")),
+        ("ollama", {"models": []}, "Sun, 06 Nov 1994 08:49:37 -0000", ("warn", "s behind ours")),
+        ("ollama", {"models": []}, "Sun, 06 Nov 99999 08:49:37 GMT", ("warn", "0 models")),
+    ],
+)
+def test_a_server_that_answers_nonsense_is_told_not_stumbled_over(
+    tmp_path: Path, kind: str, answer: object, date: str, says: tuple[str, str]
+) -> None:
+    handler = type("Told", (Lying,), {"answer": answer, "date": date})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        said = doctor(tmp_path, f'[[servers]]\nname = "x"\nurl = "{url}"\nkind = "{kind}"\n', "--deep")
+        server.shutdown()
+        serving.join()
+    told = findings(said, "server x")
+    assert any(level == says[0] and says[1] in text for level, text in told), told
+
+
+def test_servers_added_while_it_runs_are_looked_at_too(place: Place) -> None:
+    number = place.service.admin("POST", "/api/servers", {"name": "late", "url": DEAD})["id"]
+    try:
+        place.polled()
+        said = say("doctor", "--config", str(place.service.config), "--json", HOME=str(place.folder))
+        ((level, text),) = findings(said, "server late")
+        assert (said.code, level) == (7, "fail")
+        assert text.startswith("offline, the fleet tells: ")
+    finally:
+        place.service.admin("DELETE", f"/api/servers/{number}")
+
+
 def test_mistakes_of_the_configuration_are_told_with_their_places(tmp_path: Path) -> None:
     said = doctor(tmp_path, 'prot = 1\nservers = ["a=ftp://x"]\n')
     assert said.code == 7
@@ -117,6 +182,9 @@ def test_certificates_that_end_are_told(tmp_path: Path) -> None:
         (tmp_path / "cert.pem").write_bytes(b"".join(piece.bytes() for piece in made.cert_chain_pems))
         said = doctor(tmp_path, f'[tls]\ncert = "{tmp_path}/cert.pem"\nkey = "{tmp_path}/key.pem"\n')
         assert [found for found, _ in findings(said, "certificate")] == [level]
+        # A reload does not read them: `tls` is in `settings.fixed.FIXED`.
+        assert ("restart" in said.out) is (level == "fail")
+        assert "SIGHUP" not in said.out
 
 
 class Between:
