@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import msgspec
 import pytest
 
 from fleetproxy.core.table import Limits
@@ -312,6 +313,25 @@ async def test_an_alias_rewrites_the_model_and_nothing_else(start):
             answer = await ask(running.port, b'{ "stream": false,  "model" : "fast", "x": [1.0, 1e2]}')
             assert answer.status == 200
             assert upstream.requests[0].body == b'{ "stream": false,  "model" : "llama3:8b", "x": [1.0, 1e2]}'
+
+
+async def test_a_servers_prefix_key_and_ipv6_address_are_used_and_the_callers_key_is_not(start):
+    upstream = FaultUpstream()
+    upstream.host = "::1"
+    async with upstream:
+        upstream.script = OK
+        snapshot = snapshot_of([upstream])
+        [routed] = snapshot.table.backends
+        there = msgspec.structs.replace(routed.backend, path_prefix="/base/ollama", api_key="tok")
+        table = msgspec.structs.replace(snapshot.table, backends=(msgspec.structs.replace(routed, backend=there),))
+        async with start(msgspec.structs.replace(snapshot, table=table)) as running:
+            headers = (("Authorization", "Bearer theirs"), ("x-api-key", "theirs"))
+            answer = await ask(running.port, path="/api/chat?ts=1&a=%20", headers=headers)
+            assert answer.status == 200
+            [seen] = upstream.requests
+            assert seen.target == "/base/ollama/api/chat?ts=1&a=%20"
+            assert seen.all("host") == [f"[::1]:{upstream.port}"]
+            assert (seen.all("authorization"), seen.all("x-api-key")) == (["Bearer tok"], [])
 
 
 async def test_an_upload_streams_through_and_is_asked_of_one_server_only(start):
