@@ -55,9 +55,9 @@ def run_restore(words: list[str]) -> int:
     asked = options.parse_args(words)
     try:
         kept = safekeeping.restore(settings_of(asked), asked.copy)
-    except (ConfigError, FolderError) as error:
+    except ConfigError as error:
         return complain(error)
-    except (StoreBroken, OSError) as error:
+    except (FolderError, StoreBroken, OSError) as error:
         sys.stderr.write(f"fleetproxy: {error}\n")
         return FAILED
     sys.stderr.write("restored" + (f"; what was there is kept as {kept}\n" if kept else "\n"))

@@ -12,7 +12,7 @@ import msgspec
 from fleetproxy.cli import FAILED, NOT_FOUND, OK
 from fleetproxy.cli.fleet import Mistake, add_target, asking
 from fleetproxy.cli.options import parser
-from fleetproxy.cli.output import print_json
+from fleetproxy.cli.output import one_line, print_json, talk
 from fleetproxy.cli.wording import milliseconds
 from fleetproxy.remote.address import find
 from fleetproxy.remote.call import Fleet
@@ -51,6 +51,7 @@ def run(words: list[str]) -> int:
 
 
 def _work(fleet: Fleet, asked: argparse.Namespace) -> int:
+    fleet.ask("GET", "/healthz")  # nobody there is told at once, not as so many failed requests
     plan = Plan(
         model=asked.model or _smallest(fleet),
         requests=asked.requests,
@@ -74,7 +75,7 @@ def _work(fleet: Fleet, asked: argparse.Namespace) -> int:
         _print(plan, reports)
     for found in reports.values():
         for text, count in found.errors.items():
-            sys.stderr.write(f"failed {count}x: {text}\n")
+            talk(one_line(f"failed {count}x: {text}"))
     return FAILED if any(found.failed for found in reports.values()) else OK
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fleetproxy.cli.fleet import add_target, asking
+from fleetproxy.cli.fleet import add_target, asking, seconds
 from fleetproxy.cli.options import parser
 from fleetproxy.cli.output import talk
 from fleetproxy.remote import steer
@@ -24,7 +24,7 @@ def run(words: list[str]) -> int:
     options.add_argument("--wait", action="store_true", help="until nothing runs there any more")
     options.add_argument(
         "--within",
-        type=float,
+        type=seconds,
         default=600.0,
         metavar="S",
         help="with --wait: exit code 124 after so many seconds (600)",

@@ -9,7 +9,7 @@ from typing import Any
 from fleetproxy.cli import FINDINGS, OK
 from fleetproxy.cli.fleet import add_target, asking
 from fleetproxy.cli.options import parser
-from fleetproxy.cli.output import Cell, Column, Style, add_output, coloured, painted, print_json, printed
+from fleetproxy.cli.output import Cell, Column, Style, add_output, clean, coloured, painted, print_json, printed
 from fleetproxy.cli.wording import size
 from fleetproxy.remote.call import Fleet, query
 
@@ -62,10 +62,11 @@ def _work(fleet: Fleet, asked: argparse.Namespace) -> int:
     rows = found["considered"]
     if asked.output != "csv":
         styles: dict[str, Style] = {"candidates": "good", "wait": "warn", "refuse": "bad"}
-        head = Cell(found["words"] or found["reason"], styles.get(found["outcome"], ""))
-        print(f"{found['model']} at {found['path']}: {painted(head, colour=coloured(sys.stdout, off=asked.no_color))}")
-        if found["message"]:
-            print(found["message"])
+        head = Cell(clean(found["words"] or found["reason"]), styles.get(found["outcome"], ""))
+        said = painted(head, colour=coloured(sys.stdout, off=asked.no_color))
+        print(f"{clean(found['model'])} at {clean(found['path'])}: {said}")
+        if found["message"] and found["message"] != found["words"]:
+            print(clean(found["message"]))
         print()
     printed(COLUMNS, [_row(row) for row in rows], [{**row, "server": row["serverName"], "in_flight": row["inFlight"],
             "free_vram_bytes": row["freeVramBytes"]} for row in rows], asked)  # fmt: skip

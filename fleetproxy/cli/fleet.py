@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from fleetproxy.cli import FAILED, NOT_FOUND, OK, TIMEOUT, UNAUTHORIZED, UNREACHABLE, USAGE
 from fleetproxy.cli.options import complain
+from fleetproxy.cli.output import one_line, talk
 from fleetproxy.folders import FolderError
 from fleetproxy.remote.address import BadTarget, Target, find
 from fleetproxy.remote.call import CALL_S, CallError, Fleet, Kind
@@ -38,7 +39,7 @@ def add_target(options: argparse.ArgumentParser, *, timeout_s: float = CALL_S) -
     options.add_argument("--key", help="API key; better in the environment [FLEETPROXY_KEY, OLLAMA_API_KEY]")
     options.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=timeout_s,
         metavar="S",
         help=f"seconds to wait for an answer ({timeout_s:g})",
@@ -59,18 +60,19 @@ def asking(word: str, asked: argparse.Namespace, work: Callable[[Fleet], int | N
     except (ConfigError, FolderError) as error:
         return complain(error)
     except BadTarget as error:
-        sys.stderr.write(f"fleetproxy {word}: {error}\n")
+        talk(one_line(f"fleetproxy {word}: {error}"))
         return USAGE
     except CallError as error:
         sys.stdout.flush()
-        sys.stderr.write(f"fleetproxy {word}: {error}\n")
+        talk(one_line(f"fleetproxy {word}: {error}"))
         return EXITS[error.kind]
     except Mistake as error:
-        sys.stderr.write(f"fleetproxy {word}: {error}\n")
+        talk(one_line(f"fleetproxy {word}: {error}"))
         return error.code
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A time on the command line. Raises ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:

@@ -20,6 +20,8 @@ Style = Literal["", "good", "warn", "bad", "dim", "bold"]
 _CODES: dict[str, str] = {"good": "32", "warn": "33", "bad": "31", "dim": "2", "bold": "1"}
 #: What could move the cursor or worse: names come from servers we do not know.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
+#: The same of texts with lines.
+_STEERING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 #: Beginnings that a spreadsheet would run.
 _FORMULA = ("=", "+", "-", "@")
 
@@ -144,6 +146,16 @@ def columns_of(text: str) -> int:
 def clean(text: str) -> str:
     """A text from elsewhere, safe to show."""
     return _CONTROL.sub("\ufffd", text)
+
+
+def one_line(text: str) -> str:
+    """The same of what an error says, which may have lines."""
+    return clean(" ".join(text.split()))
+
+
+def clean_lines(text: str) -> str:
+    """The same of a text that has lines; as it is where no terminal could be steered by it."""
+    return _STEERING.sub("\ufffd", text) if sys.stdout.isatty() else text
 
 
 def talk(text: str) -> None:

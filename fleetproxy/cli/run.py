@@ -10,7 +10,7 @@ from typing import Any
 
 from fleetproxy.cli.fleet import add_target, asking
 from fleetproxy.cli.options import parser
-from fleetproxy.cli.output import Cell, coloured, painted, talk
+from fleetproxy.cli.output import Cell, clean_lines, coloured, one_line, painted, talk
 from fleetproxy.cli.wording import milliseconds
 from fleetproxy.remote.call import CallError, Fleet
 from fleetproxy.remote.chat import SILENCE_S, Piece, Talk, Totals, Wish, chat
@@ -100,7 +100,7 @@ def _converse(fleet: Fleet, asked: argparse.Namespace, messages: list[dict[str, 
             print()
             messages.pop()
         except CallError as error:
-            talk(f"fleetproxy run: {error}")
+            talk(one_line(f"fleetproxy run: {error}"))
             messages.pop()
 
 
@@ -152,8 +152,7 @@ def _answer(fleet: Fleet, asked: argparse.Namespace, messages: list[dict[str, An
 
 def _write(part: Piece, *, colour: bool) -> None:
     # What a model says is shown as it is, but it may not steer the terminal.
-    text = part.text.replace("\x1b", "\ufffd") if sys.stdout.isatty() else part.text
-    sys.stdout.write(painted(Cell(text, "dim" if part.thinking else ""), colour=colour))
+    sys.stdout.write(painted(Cell(clean_lines(part.text), "dim" if part.thinking else ""), colour=colour))
     sys.stdout.flush()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fleetproxy.cli.fleet import add_target, asking
 from fleetproxy.cli.options import parser
-from fleetproxy.cli.output import clean, print_json
+from fleetproxy.cli.output import clean, clean_lines, print_json
 from fleetproxy.core.names import canonical
 from fleetproxy.remote.call import Fleet
 from fleetproxy.remote.models import holders, in_memory, listed, show
@@ -42,7 +42,7 @@ def run(words: list[str]) -> int:
         if asked.json:
             print_json(found)
         elif asked.part:
-            print(str(found.get(asked.part) or "").rstrip())
+            print(clean_lines(str(found.get(asked.part) or "").rstrip()))
         else:
             _print(fleet, asked, found)
 

@@ -262,6 +262,7 @@ def test_explain_says_who_would_be_asked_and_why_not_the_others(place: Place) ->
     assert [one["serverName"] for one in value["considered"] if one["verdict"] == "chosen"] == ["big"]
     nobody = place.say("explain", "--model", MODEL, "--pin", "nobody")
     assert nobody.code == 7
+    assert nobody.out.count("does not exist") == 1
     wrong = place.say("explain", "--model", MODEL, "--path", "/nonsense")
     assert wrong.code == 1
 
@@ -327,16 +328,47 @@ def test_address_and_key_come_from_options_then_variables(
 
 
 @pytest.mark.parametrize(
-    "word", ["list", "ps", "status", "servers", "drain", "show", "run", "pull", "rm", "stop", "explain"]
+    "word", ["list", "ps", "status", "servers", "drain", "show", "run", "pull", "rm", "stop", "explain", "bench"]
 )
 def test_nobody_there_is_exit_code_4_and_a_way_out(word: str) -> None:
-    more = {"explain": ["--model", "m"]}.get(word, [] if word in ("list", "ps", "status", "servers") else ["m"])
+    more = {"explain": ["--model", "m"], "bench": ["--model", "m"]}.get(
+        word, [] if word in ("list", "ps", "status", "servers") else ["m"]
+    )
     said = say(word, *more, "--url", "http://127.0.0.1:1")
     assert (said.code, said.out) == (4, "")
     assert said.err == (
         f"fleetproxy {word}: nobody listens at http://127.0.0.1:1; start it with `fleetproxy serve`, or name another "
         "with --url\n"
     )
+
+
+class _Rude(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = json.dumps({"error": "red \x1b[31m\x9b2J\nand more"}).encode()
+        self.send_response(500)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_an_error_says_steers_no_terminal() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Rude) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        words = (["list"], ["show", "m"], ["run", "m", "hello"], ["bench", "--model", "m", "-n", "1"])
+        said = [say(*one, "--url", f"http://127.0.0.1:{server.server_port}") for one in words]
+        server.shutdown()
+        serving.join()
+    for one in said:
+        assert one.code == 1
+        (line,) = one.err.splitlines()
+        assert line.endswith("red \ufffd[31m\ufffd2J and more")
 
 
 def test_an_address_that_is_none_is_wrong_usage() -> None:
