@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +24,8 @@ Cursor = duckdb.DuckDBPyConnection
 Key = tuple[int, str | None, bool]
 #: Numbers by name as in `COUNTS`, percentiles by name as in `HISTOGRAMS`: a list in the order asked for, or None.
 Facts = dict[str, Any]
+#: Number of a size (`core.histogram`) -> how many times were of it.
+Sizes = dict[int, int]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +56,33 @@ def measure(
     Without `top` every value is told apart.
     """
     ask = _Ask(asked, bucket_us, top, others)
-    return ask.exact(cursor, counts, percentiles) if asked.plan.exact else ask.rolled(cursor, counts, percentiles)
+    if asked.plan.exact:
+        return ask.exact(cursor, counts, percentiles)
+    return ask.rolled(cursor, counts, percentiles).facts(percentiles)
+
+
+def measure_over_time(
+    cursor: Cursor,
+    asked: Asked,
+    counts: Sequence[str],
+    percentiles: Mapping[str, tuple[float, ...]],
+    *,
+    bucket_us: int,
+    top: Sequence[str | None] | None = None,
+    others: bool = False,
+) -> tuple[dict[Key, Facts], dict[Key, Facts]]:
+    """Facts by bucket of time and value, and over the whole time by value (bucket 0): as `measure` would, asked twice.
+
+    Counts by size add up, so that hours and rows are looked at once; percentiles of rows do not.
+    """
+    if asked.plan.exact:
+        by_bucket, whole = (
+            measure(cursor, asked, counts, percentiles, bucket_us=length_us, top=top, others=others)
+            for length_us in (bucket_us, 0)
+        )
+        return by_bucket, whole
+    found = _Ask(asked, bucket_us, top, others).rolled(cursor, counts, percentiles)
+    return found.facts(percentiles), found.whole().facts(percentiles)
 
 
 def ranked(cursor: Cursor, asked: Asked, limit: int, *, named: bool = True) -> list[tuple[str | None, int | None]]:
@@ -125,9 +153,7 @@ class _Ask:
         names = (*counts, *percentiles)
         return {(at, value, other): dict(zip(names, facts, strict=True)) for at, value, other, *facts in found}
 
-    def rolled(
-        self, cursor: Cursor, counts: Sequence[str], percentiles: Mapping[str, tuple[float, ...]]
-    ) -> dict[Key, Facts]:
+    def rolled(self, cursor: Cursor, counts: Sequence[str], percentiles: Mapping[str, tuple[float, ...]]) -> _Counted:
         """One query for the numbers, and one for each kind of time."""
         key, values = self._key("folded")
         bound = self.bound(**values)
@@ -139,27 +165,27 @@ class _Ask:
             "GROUP BY slot, value",
         )
         summed = ", ".join(f"sum({name})" for name in counts)
-        result: dict[Key, Facts] = {
-            (at, value, other): {**dict(zip(counts, facts, strict=True)), **dict.fromkeys(percentiles)}
+        sums: dict[Key, list[Any]] = {
+            (at, value, other): facts
             for at, value, other, *facts in cursor.execute(
                 f"SELECT slot, {key}, {summed} FROM ({parts}) {tail}", bound
             ).fetchall()
         }
-        for name, shares in percentiles.items():
+        sizes: dict[str, dict[Key, Sizes]] = {}
+        for name in percentiles:
             one = HISTOGRAMS[name]
             parts = self.parts(
                 f"{rolled}, value, folded, unnest(map_entries({name})) AS entry",
                 f"{raw}, {{'key': {one.bucket}, 'value': count(*)::UBIGINT}} AS entry FROM requests",
                 f"AND {one.where} GROUP BY slot, value, {one.bucket}",
             )
-            buckets: defaultdict[Key, dict[int, int]] = defaultdict(dict)
+            buckets: defaultdict[Key, Sizes] = defaultdict(dict)
             for at, value, other, size, count in cursor.execute(
                 f"SELECT slot, {key}, entry.key, sum(entry.value)::BIGINT FROM ({parts}) {tail}", bound
             ).fetchall():
                 buckets[at, value, other][size] = count
-            for place, sizes in buckets.items():
-                result[place][name] = quantiles(sizes, shares)
-        return result
+            sizes[name] = buckets
+        return _Counted(tuple(counts), sums, sizes)
 
     def parts(self, rolled: str, raw: str, raw_tail: str) -> str:
         """Hours and rows, one under the other."""
@@ -199,3 +225,39 @@ class _Ask:
 
     def _kept(self, folded: str) -> str:
         return "true" if self._others or self._top is None else self._told(folded)
+
+
+class _Counted(msgspec.Struct, frozen=True):
+    """Numbers, and counts of times by size, by bucket of time and value: what can be added up."""
+
+    counts: tuple[str, ...]
+    sums: dict[Key, list[Any]]
+    sizes: dict[str, dict[Key, Sizes]]
+
+    def facts(self, percentiles: Mapping[str, tuple[float, ...]]) -> dict[Key, Facts]:
+        return {
+            place: {
+                **dict(zip(self.counts, facts, strict=True)),
+                **{name: quantiles(self.sizes[name].get(place, {}), shares) for name, shares in percentiles.items()},
+            }
+            for place, facts in self.sums.items()
+        }
+
+    def whole(self) -> _Counted:
+        """The same over all buckets of time."""
+        sums: dict[Key, list[Any]] = {}
+        for (_, value, other), facts in self.sums.items():
+            known = sums.get((0, value, other))
+            sums[0, value, other] = facts if known is None else list(map(_added, known, facts))
+        sizes: dict[str, dict[Key, Sizes]] = {}
+        for name, by_place in self.sizes.items():
+            merged: defaultdict[Key, Counter[int]] = defaultdict(Counter)
+            for (_, value, other), found in by_place.items():
+                merged[0, value, other].update(found)
+            sizes[name] = dict(merged)
+        return _Counted(self.counts, sums, sizes)
+
+
+def _added(one: Any, more: Any) -> Any:
+    """The sum of two numbers of which either may be missing."""
+    return more if one is None else one if more is None else one + more

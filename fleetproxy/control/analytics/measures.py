@@ -88,6 +88,11 @@ COUNTS: dict[str, Count] = {
     "resident": Count(
         "BIGINT", "count(*) FILTER (route_reason LIKE 'model_loaded%')", "Those whose server had the model in memory."
     ),
+    "forced": Count(
+        "BIGINT",
+        "count(*) FILTER (route_reason LIKE 'model_available%' OR route_reason = 'fallback_most_vram')",
+        "Those whose server had to load the model first.",
+    ),
 }
 
 HISTOGRAMS: dict[str, Histogram] = {

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import msgspec
 
-from fleetproxy.control.analytics.facts import Asked, Facts, Key, distinct, measure, ranked
+from fleetproxy.control.analytics.facts import Asked, Facts, Key, distinct, measure, measure_over_time, ranked
 from fleetproxy.control.analytics.measures import COUNTS, HISTOGRAMS
 from fleetproxy.control.analytics.plan import plan_of
 from fleetproxy.core.histogram import ERROR
@@ -177,13 +177,15 @@ def _request(row: tuple[Any, ...], hosts: dict[str, str]) -> Row:
 
 # --- analytics ---------------------------------------------------------------------------------------------------
 
-_LATENCIES: dict[str, tuple[float, ...]] = {"total_ms": (0.5, 0.95), "ttft_ms": (0.5, 0.95), "queue_ms": (0.95,)}
+_LATENCIES: dict[str, tuple[float, ...]] = {
+    "total_ms": (0.5, 0.95), "ttft_ms": (0.5, 0.95), "itl_ms": (0.5, 0.95), "queue_ms": (0.95,),
+}  # fmt: skip
 _SUMMED: dict[str, tuple[float, ...]] = {
-    "total_ms": (0.5, 0.95, 0.99), "ttft_ms": (0.5, 0.95, 0.99), "queue_ms": (0.95,), "overhead_ms": (0.5, 0.95),
+    "total_ms": (0.5, 0.95, 0.99), "ttft_ms": (0.5, 0.95, 0.99), "itl_ms": (0.5, 0.95, 0.99), "queue_ms": (0.95,),
+    "overhead_ms": (0.5, 0.95),
 }  # fmt: skip
 _SHARED = ("requests", "errors", "queued", "retries", "tokens_in", "tokens_out", "generated_tokens",
-           "generation_sum_ms", "routed", "resident")  # fmt: skip
-_OVER_TIME = ("requests", "errors", "tokens_in", "tokens_out")
+           "generation_sum_ms", "routed", "resident", "forced")  # fmt: skip
 
 
 def analytics(cursor: Cursor, window: Window, *, fill: bool = False) -> Row:
@@ -209,12 +211,11 @@ def analytics(cursor: Cursor, window: Window, *, fill: bool = False) -> Row:
         pairs = [(value, facts[name]) for (_, value, other), facts in found.items() if value is not None and not other]
         return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 
-    whole = measure(cursor, of("all"), tuple(COUNTS), _SUMMED).get((0, None, False)) or _NOTHING
-    total = whole["requests"]
     step_us = _HOUR_US if window.bucket == "hour" else 24 * _HOUR_US
-    times = {
-        at: facts for (at, _, _), facts in measure(cursor, of("all"), _OVER_TIME, _LATENCIES, bucket_us=step_us).items()
-    }
+    by_bucket, all_time = measure_over_time(cursor, of("all"), tuple(COUNTS), _SUMMED, bucket_us=step_us)
+    whole = all_time.get((0, None, False)) or _NOTHING
+    total = whole["requests"]
+    times = {at: facts for (at, _, _), facts in by_bucket.items()}
     wanted = range(window.since_us // step_us, window.now_us // step_us + 1) if fill else sorted(times)
     buckets = [(_moment(at * step_us), times.get(at, _NOTHING)) for at in wanted]
     reasons = numbers("reason")
@@ -228,6 +229,8 @@ def analytics(cursor: Cursor, window: Window, *, fill: bool = False) -> Row:
                 "errorCount": facts["errors"],
                 "tokensIn": facts["tokens_in"] or 0,
                 "tokensOut": facts["tokens_out"] or 0,
+                "retries": facts["retries"] or 0,
+                **_loads(facts),
             }
             for at, facts in buckets
         ],
@@ -236,6 +239,7 @@ def analytics(cursor: Cursor, window: Window, *, fill: bool = False) -> Row:
                 **_bucket(at),
                 **_pair("medianMs", "p95Ms", facts["total_ms"]),
                 **_pair("ttftMedianMs", "ttftP95Ms", facts["ttft_ms"], None),
+                **_between_tokens(facts),
                 "queueP95Ms": _first(facts["queue_ms"]),
             }
             for at, facts in buckets
@@ -276,7 +280,7 @@ def _errors(found: dict[Key, Facts]) -> list[Row]:
 def _summary(facts: Facts, models: int, sources: int, users: int) -> Row:
     total, errors = facts["requests"], facts["errors"]
     latency, first_token = facts["total_ms"] or [None] * 3, facts["ttft_ms"] or [None] * 3
-    overhead = facts["overhead_ms"] or [None] * 2
+    between, overhead = facts["itl_ms"] or [None] * 3, facts["overhead_ms"] or [None] * 2
     return {
         "totalRequests": total,
         "successCount": total - errors,
@@ -292,6 +296,8 @@ def _summary(facts: Facts, models: int, sources: int, users: int) -> Row:
         "ttftMedianMs": _rounded(first_token[0]),
         "ttftP95Ms": _rounded(first_token[1]),
         "ttftP99Ms": _rounded(first_token[2]),
+        **_between_tokens(facts),
+        "itlP99Ms": _rounded(between[2]),
         "overheadMedianMs": _rounded(overhead[0]),
         "overheadP95Ms": _rounded(overhead[1]),
         "queuedCount": facts["queued"],
@@ -304,7 +310,7 @@ def _summary(facts: Facts, models: int, sources: int, users: int) -> Row:
         "bytesIn": facts["bytes_in"] or 0,
         "bytesOut": facts["bytes_out"] or 0,
         "tokensPerSecond": _speed(facts),
-        "residentPercentage": _percent(facts["resident"], facts["routed"]),
+        **_loads(facts),
     }
 
 
@@ -315,14 +321,30 @@ def _share(facts: Facts, total: int) -> Row:
         "errorCount": facts["errors"],
         **_pair("medianMs", "p95Ms", facts["total_ms"]),
         **_pair("ttftMedianMs", "ttftP95Ms", facts["ttft_ms"], None),
+        **_between_tokens(facts),
         "queuedCount": facts["queued"],
         "queueP95Ms": _first(facts["queue_ms"]),
         "retries": facts["retries"] or 0,
         "tokensIn": facts["tokens_in"] or 0,
         "tokensOut": facts["tokens_out"] or 0,
         "tokensPerSecond": _speed(facts),
-        "residentPercentage": _percent(facts["resident"], facts["routed"]),
+        **_loads(facts),
     }
+
+
+def _loads(facts: Facts) -> Row:
+    """How good the choice of servers was: loads of models that it avoided, and that it could not avoid."""
+    return {
+        "residentPercentage": _percent(facts["resident"], facts["routed"]),
+        "loadsAvoided": facts["resident"],
+        # Not in hours that were added up before it was counted.
+        "loadsForced": facts["forced"] or 0,
+    }
+
+
+def _between_tokens(facts: Facts) -> Row:
+    median, p95, *_ = facts["itl_ms"] or (None, None)
+    return {"itlMedianMs": _rounded(median), "itlP95Ms": _rounded(p95)}
 
 
 def _speed(facts: Facts) -> float | None:
@@ -345,7 +367,7 @@ def _bucket(at: datetime) -> Row:
 
 
 def _pair(first: str, second: str, quantiles: list[float] | None, absent: int | None = 0) -> Row:
-    low, high = quantiles or (None, None)
+    low, high, *_ = quantiles or (None, None)
     return {first: absent if low is None else _whole(low), second: absent if high is None else _whole(high)}
 
 

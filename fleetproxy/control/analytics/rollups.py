@@ -21,7 +21,7 @@ from fleetproxy.control.analytics.measures import COUNTS, DIMENSIONS, HISTOGRAMS
 
 HOUR_US = 3_600_000_000
 #: Raised with the meaning of `requests_hourly`: everything is added up anew then.
-ROLLUP_VERSION = 1
+ROLLUP_VERSION = 2
 #: An hour is added up this long after its end, and after the last row that came late...
 SETTLE_US = 120_000_000
 #: ...but the trickle of late ones is waited for no longer than this.

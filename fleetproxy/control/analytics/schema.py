@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 #: Raised by every change below: `database.py` adds missing tables and columns, and runs MIGRATIONS for the rest.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: Statements that `CREATE`/`ADD COLUMN` cannot express: version reached -> statements, each version one transaction.
 MIGRATIONS: dict[int, tuple[str, ...]] = {}

@@ -10,7 +10,7 @@ import duckdb
 import msgspec
 
 from fleetproxy.control.analytics.answers import Answer
-from fleetproxy.control.analytics.facts import Asked, Facts, Key, distinct, measure, ranked
+from fleetproxy.control.analytics.facts import Asked, Facts, Key, distinct, measure_over_time, ranked
 from fleetproxy.control.analytics.plan import Plan, plan_of
 from fleetproxy.control.analytics.rollups import HOUR_US, raw_since_us
 from fleetproxy.core.histogram import ERROR
@@ -152,10 +152,7 @@ def ask(cursor: duckdb.DuckDBPyConnection, question: Question) -> Series:
     elif asked.only is not None:
         top = [(asked.only, None)]
     keys = [value for value, _ in top]
-    found, whole = (
-        measure(cursor, asked, counts, percentiles, bucket_us=length_us, top=keys, others=group)
-        for length_us in (bucket_us, 0)
-    )
+    found, whole = measure_over_time(cursor, asked, counts, percentiles, bucket_us=bucket_us, top=keys, others=group)
     pen = _Pen(question.metrics, percentiles)
     lines = [
         msgspec.structs.replace(

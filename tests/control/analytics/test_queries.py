@@ -198,11 +198,12 @@ def test_the_fleet_managers_analytics(tmp_path: Path) -> None:
     assert (summary["uniqueModels"], summary["uniqueSources"]) == (1, 2)
     assert found["requestsOverTime"] == [
         {"bucket": "2026-11-21 12:00:00", "at": "2026-11-21T12:00:00.000Z", "count": 8, "errorCount": 1,
-         "tokensIn": 160, "tokensOut": 400}
+         "tokensIn": 160, "tokensOut": 400, "retries": 0, "residentPercentage": 100.0, "loadsAvoided": 6,
+         "loadsForced": 0}
     ]  # fmt: skip
     assert found["latencyOverTime"] == [
         {"bucket": "2026-11-21 12:00:00", "at": "2026-11-21T12:00:00.000Z", "medianMs": 250, "p95Ms": 400,
-         "ttftMedianMs": 120, "ttftP95Ms": 120, "queueP95Ms": None}
+         "ttftMedianMs": 120, "ttftP95Ms": 120, "itlMedianMs": 20.0, "itlP95Ms": 20.0, "queueP95Ms": None}
     ]  # fmt: skip
     assert [(row["model"], row["count"], row["percentage"]) for row in found["modelDistribution"]] == [
         ("llama3:8b", 8, 100.0)
@@ -232,11 +233,22 @@ def test_tokens_waiting_retries_and_routing_quality(tmp_path: Path) -> None:
     assert (summary["retriedCount"], summary["retries"]) == (1, 2)
     assert summary["tokensPerSecond"] == 50.0
     assert summary["residentPercentage"] == 50.0
+    assert (summary["loadsAvoided"], summary["loadsForced"]) == (1, 1)
+    # 1000 ms for 50 tokens, as the backend says; 1000 ms of the stream for the 49 after the first.
+    assert (summary["itlMedianMs"], summary["itlP99Ms"]) == (
+        pytest.approx(20.204, abs=0.001),
+        pytest.approx(20.404, abs=0.001),
+    )
     assert (summary["ttftMedianMs"], summary["uniqueUsers"]) == (120.0, 1)
     by_model = {row["model"]: row for row in found["modelDistribution"]}
     assert by_model["llama3:8b"]["tokensOut"] == 100
     assert by_model["qwen3:4b"]["residentPercentage"] == 100.0
     assert by_model["llama3:8b"]["residentPercentage"] == 0.0
+    assert (by_model["llama3:8b"]["loadsForced"], by_model["qwen3:4b"]["loadsForced"]) == (1, 0)
+    assert by_model["qwen3:4b"]["itlP95Ms"] is None
+    (hour,), (times,) = found["requestsOverTime"], found["latencyOverTime"]
+    assert (hour["retries"], hour["loadsAvoided"], hour["loadsForced"]) == (2, 1, 1)
+    assert times["itlMedianMs"] == summary["itlMedianMs"]
     assert [(row["user"], row["count"]) for row in found["userDistribution"]] == [("anna", 2)]
     assert {row["serverName"]: row["retries"] for row in found["serverDistribution"]} == {"gpu1": 2, "gpu2": 0}
     cursor.close()

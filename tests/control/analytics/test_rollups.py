@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetproxy.control.analytics import database, plan, queries, rollups
-from fleetproxy.control.analytics.facts import Asked, distinct, measure, ranked
+from fleetproxy.control.analytics.facts import Asked, distinct, measure, measure_over_time, ranked
 from fleetproxy.control.analytics.ingest import Ingest
 from fleetproxy.control.analytics.measures import COUNTS, DIMENSIONS, HISTOGRAMS
 from fleetproxy.control.analytics.plan import Plan, plan_of
@@ -92,6 +92,31 @@ def close(found: Any, wanted: Any) -> bool:
     if isinstance(found, list):
         return len(found) == len(wanted) and all(map(close, found, wanted))
     return found is wanted is None or abs(found / wanted - 1) <= ERROR + 1e-6
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_asked_over_time_is_asked_twice(
+    exact: bool, tmp_path: Path, store: tuple[Ingest, duckdb.DuckDBPyConnection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest, connection = store
+    spool(tmp_path, ingest, connection, of_hours(400, 5))
+    roll_all(connection)
+    if not exact:
+        monkeypatch.setattr(plan, "RAW_ROWS", -1)
+    asked = plan_of(connection, NOON_US + HOUR_US // 2, NOON_US + 4 * HOUR_US + 1000)
+    assert asked.exact is exact
+    shares = dict.fromkeys(HISTOGRAMS, (0.0, 0.5, 0.95))
+    for dimension, top, others in (("all", None, False), ("model", ["phi:latest"], True), ("user", None, False)):
+        question = Asked(plan=asked, dimension=dimension)
+        options: dict[str, Any] = {"top": top, "others": others}
+        found = measure_over_time(connection, question, tuple(COUNTS), shares, bucket_us=HOUR_US, **options)
+        for told, bucket_us in zip(found, (HOUR_US, 0), strict=True):
+            wanted = measure(connection, question, tuple(COUNTS), shares, bucket_us=bucket_us, **options)
+            assert told.keys() == wanted.keys()
+            for place, facts in told.items():
+                assert facts == {
+                    name: pytest.approx(value) if value is not None else None for name, value in wanted[place].items()
+                }
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)

@@ -15,6 +15,8 @@ class Shares(Answer):
     p95_ms: int = msgspec.field(name="p95Ms")
     ttft_median_ms: int | None
     ttft_p95_ms: int | None = msgspec.field(name="ttftP95Ms")
+    itl_median_ms: float | None
+    itl_p95_ms: float | None = msgspec.field(name="itlP95Ms")
     queued_count: int
     queue_p95_ms: float | None = msgspec.field(name="queueP95Ms")
     retries: int
@@ -22,6 +24,8 @@ class Shares(Answer):
     tokens_out: int
     tokens_per_second: float | None
     resident_percentage: float
+    loads_avoided: int
+    loads_forced: int
 
 
 class ModelShares(Shares):
@@ -48,6 +52,10 @@ class TrafficBucket(Answer):
     error_count: int
     tokens_in: int
     tokens_out: int
+    retries: int
+    resident_percentage: float
+    loads_avoided: int
+    loads_forced: int
 
 
 class LatencyBucket(Answer):
@@ -57,6 +65,8 @@ class LatencyBucket(Answer):
     p95_ms: int = msgspec.field(name="p95Ms")
     ttft_median_ms: int | None
     ttft_p95_ms: int | None = msgspec.field(name="ttftP95Ms")
+    itl_median_ms: float | None
+    itl_p95_ms: float | None = msgspec.field(name="itlP95Ms")
     queue_p95_ms: float | None = msgspec.field(name="queueP95Ms")
 
 
@@ -74,6 +84,9 @@ class AnalyticsSummary(Answer):
     ttft_median_ms: float | None
     ttft_p95_ms: float | None = msgspec.field(name="ttftP95Ms")
     ttft_p99_ms: float | None = msgspec.field(name="ttftP99Ms")
+    itl_median_ms: float | None
+    itl_p95_ms: float | None = msgspec.field(name="itlP95Ms")
+    itl_p99_ms: float | None = msgspec.field(name="itlP99Ms")
     overhead_median_ms: float | None
     overhead_p95_ms: float | None = msgspec.field(name="overheadP95Ms")
     queued_count: int
@@ -87,6 +100,8 @@ class AnalyticsSummary(Answer):
     bytes_out: int
     tokens_per_second: float | None
     resident_percentage: float
+    loads_avoided: int
+    loads_forced: int
 
 
 class StatusCount(Answer):
