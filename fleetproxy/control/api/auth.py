@@ -76,8 +76,9 @@ async def me(request: FleetRequest) -> Response[dict[str, Any]]:
     default = next((key for key in own if key.label == keys.DEFAULT_LABEL), None)
     shown = {
         **_shown(user),
-        # Only the beginning: keys are kept as hashes, nobody can show one again.
-        "apiKey": f"{default.prefix}…" if default else None,
+        # Keys are kept as hashes: nobody can show one again, only how it begins.
+        "apiKey": None,
+        "apiKeyPrefix": default.prefix if default else None,
         "createdAt": stamp(user.created_at),
     }
     return Response({"user": shown}, headers=_NO_STORE)

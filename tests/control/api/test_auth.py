@@ -32,6 +32,7 @@ async def test_setup_makes_an_administrator_and_logs_in(control: Control) -> Non
         "username": "root",
         "isAdmin": True,
         "apiKey": None,
+        "apiKeyPrefix": None,
         "createdAt": "2026-11-01T12:00:00.000Z",
     }
 

@@ -20,9 +20,10 @@ class LoggedIn(Answer):
 
 
 class Me(Member):
-    """`apiKey`: the beginning of the default key; null: there is none."""
+    """`apiKeyPrefix`: how the default key begins; null: there is none. Keys are shown when they are made, once."""
 
-    api_key: str | None
+    api_key: None
+    api_key_prefix: str | None
     created_at: At
 
 
