@@ -35,6 +35,9 @@ _SLASH = re.compile(rb"%2f", re.IGNORECASE)
 _ID_PREFIXES = (b"/v1/models/", b"/api/llm/v1/models/", b"/api/asr/v1/models/")
 _PINNED_ID = re.compile(rb"/api/llm/id/(?:[^/%]|%(?!2[fF]))+/v1/models/")
 
+#: HTTP/1.0, which needs no Host: as ASGI has it, and as Granian calls it (a missing Host is an empty one there).
+_OLD = frozenset({"1.0", "1"})
+
 _good_hosts: set[bytes] = set()
 
 
@@ -95,8 +98,8 @@ def owner(raw_path: bytes, access: Access) -> Owner:
 
 
 def _check_host(host: bytes | None, http_version: str) -> None:
-    if host is None:
-        if http_version == "1.0":
+    if not host:
+        if http_version in _OLD:
             return
         raise BadHost
     if not _HOST.match(host):

@@ -69,8 +69,9 @@ def test_ordinary_hosts_pass(host):
     gate.check(scope(headers=((b"host", host),)))
 
 
-def test_an_old_client_may_lack_a_host():
-    gate.check(scope(headers=(), version="1.0"))
+@pytest.mark.parametrize(("headers", "version"), [((), "1.0"), (((b"host", b""),), "1")])
+def test_an_old_client_may_lack_a_host(headers, version):
+    gate.check(scope(headers=headers, version=version))
 
 
 TRICKS = [

@@ -179,3 +179,21 @@ async def test_a_model_is_listed_under_every_spelling_of_its_name(start, model):
         await client.send(request("GET", f"/v1/models/{model}"))
         answer = await client.answer()
         assert (answer.status, answer.body) == (200, entry)
+
+
+async def test_clients_of_http_1_0_are_served_without_host_and_without_chunks(start):
+    """Health checks of balancers speak it, with no more than a request line."""
+    async with FaultUpstream() as upstream:
+        upstream.script = [Send(NDJSON_HEAD + chunk(DONE) + LAST_CHUNK), Keep()]
+        async with start(snapshot_of([upstream])) as running:
+            async with await connect("127.0.0.1", running.port) as client:
+                await client.send(b"GET /healthz HTTP/1.0\r\n\r\n")
+                answer = await client.answer()
+                assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
+            async with await connect("127.0.0.1", running.port) as client:
+                await client.send(b"POST /api/chat HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (len(CHAT), CHAT))
+                answer = await client.answer()
+                assert (answer.status, answer.header("transfer-encoding"), answer.body) == (200, None, DONE)
+            async with await connect("127.0.0.1", running.port) as client:
+                await client.send(b"GET /healthz HTTP/1.1\r\n\r\n")
+                assert (await client.answer()).status == 400
