@@ -25,6 +25,7 @@ from fleetproxy.errors import (
     BackendRefused,
     BackendStalled,
     BackendTimeout,
+    BadResponse,
     BodyTimeout,
     ConnectionStale,
     FleetError,
@@ -249,6 +250,8 @@ class Relay:
             if operation.model is None or (last and not failures):
                 return
             body = await self._whole(exchange, upstream, answer)
+            if not answer.complete:  # what has been read is gone: the rest alone must not look like an answer
+                raise BadResponse("The server's refusal broke off, or is too long to be read.")
             if dialect_errors.is_model_missing(body):
                 raise ModelMissing(operation.model)
             return

@@ -12,7 +12,7 @@ import pytest
 from fleetproxy.core.table import Limits
 from fleetproxy.testing.fault import FaultUpstream
 from fleetproxy.testing.raw import connect, request
-from fleetproxy.testing.script import LAST_CHUNK, NDJSON_HEAD, Fin, Firehose, Keep, Send, chunk, head, response
+from fleetproxy.testing.script import LAST_CHUNK, NDJSON_HEAD, Fin, Firehose, Keep, Send, Sleep, chunk, head, response
 from tests.proxy.conftest import snapshot_of
 
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
@@ -197,3 +197,23 @@ async def test_clients_of_http_1_0_are_served_without_host_and_without_chunks(st
             async with await connect("127.0.0.1", running.port) as client:
                 await client.send(b"GET /healthz HTTP/1.1\r\n\r\n")
                 assert (await client.answer()).status == 400
+
+
+async def test_a_refusal_too_long_to_be_read_is_never_passed_on_in_part(start):
+    page = b"<html>" + b"x" * 100_000
+    async with FaultUpstream() as one, FaultUpstream() as two:
+        one.script = two.script = [
+            Send(head(404, [("Content-Type", "text/html"), CHUNKED]) + chunk(page[:90_000])),
+            Sleep(0.05),
+            Send(chunk(page[90_000:]) + LAST_CHUNK),
+            Keep(),
+        ]
+        async with start(snapshot_of([one, two])) as running:
+            async with await connect("127.0.0.1", running.port) as client:
+                await client.send(request("POST", "/api/show", SHOW))
+                answer = await client.answer()
+            assert (answer.status, answer.clean) == (502, True)
+            assert json.loads(answer.body)["error"]
+            await running.settled()
+            [row] = running.records()
+            assert (row.outcome, row.error) == ("backend_error", "bad_response")
