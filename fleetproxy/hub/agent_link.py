@@ -9,12 +9,14 @@ from typing import Protocol
 from fleetproxy.hub.sockets import Socket
 from fleetproxy.hub.streams import Stream
 from fleetproxy.wire import frames, nfrx, payloads
-from fleetproxy.wire.frames import Decoder, Frame
+from fleetproxy.wire.frames import Decoder, Frame, FrameError
 
 #: With more than this still unsent to it, a worker gets no new request. Some dozens of requests with pictures in them
 #: are on their way at once when a crowd asks: that is no reason to refuse, a worker that takes nothing is.
 BUSY_UNSENT_BYTES = 16 * 1024 * 1024
 MAX_HEAD_BYTES = 64 * 1024
+#: Frames in one message; our agents join fewer (`worker/outbox.py`). Each is work that nothing else can interrupt.
+MAX_FRAMES = 1024
 
 
 class Ears(Protocol):
@@ -78,16 +80,21 @@ class AgentLink:
 
     # --- from the worker ---------------------------------------------------------------------------------------------
 
-    def message(self, data: str | bytes) -> None:
-        """Raises FrameError on what is no frames: the connection is of no use then."""
+    def message(self, data: str | bytes) -> int:
+        """Raises FrameError on what is no frames, or too many: the connection is of no use then."""
         if isinstance(data, str):
             self._ears.violation("a text message")
-            return
-        for frame in self._decoder.feed(data):
-            if frame.stream:
-                self._on_stream(frame)
-            else:
+            return 1
+        chatter = 0
+        for number, frame in enumerate(self._decoder.feed(data)):
+            if number >= MAX_FRAMES:
+                raise FrameError(f"more than {MAX_FRAMES} frames in one message")
+            if not frame.stream:
                 self._on_connection(frame)
+                chatter += 1
+            elif not self._on_stream(frame):
+                chatter += 1
+        return chatter
 
     def _on_connection(self, frame: Frame) -> None:
         match frame.kind:
@@ -103,14 +110,15 @@ class AgentLink:
             case _:
                 self._ears.violation(f"a {frames.NAMES[frame.kind]} frame")
 
-    def _on_stream(self, frame: Frame) -> None:
+    def _on_stream(self, frame: Frame) -> bool:
+        """Whether somebody waits for what it says."""
         stream = self._streams.get(frame.stream)
         if stream is None:
             # What was under way when we cancelled is no fault of the worker's.
             self._count("late" if frame.stream <= self._issued else "foreign")
             if frame.stream > self._issued:
                 self._ears.violation("a frame of a stream nobody opened")
-            return
+            return False
         match frame.kind:
             case frames.DATA if stream.answered and len(frame.payload) <= stream.credit:
                 stream.data(frame.payload)
@@ -127,6 +135,7 @@ class AgentLink:
                 stream.reset(reset.code, reset.message)
             case _:
                 self._break(stream, frame)
+        return frame.kind != frames.DATA or bool(frame.payload)
 
     def _break(self, stream: Stream, frame: Frame) -> None:
         """Out of order, or past its credit: this answer cannot be believed any more."""

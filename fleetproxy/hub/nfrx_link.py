@@ -151,7 +151,7 @@ class NfrxLink:
 
     # --- from the worker ---------------------------------------------------------------------------------------------
 
-    def message(self, data: str | bytes) -> None:
+    def message(self, data: str | bytes) -> int:
         try:
             message = nfrx.read_agent(data)
         except nfrx.NfrxError as error:
@@ -159,14 +159,21 @@ class NfrxLink:
             if call is not None:
                 self._break(call, "bad_response")
             self._ears.violation(str(error))
-            return
+            return 1
         match message:
             case nfrx.ResponseChunk():
-                self._chunk(message)
-            case nfrx.ResponseHead():
-                self._head(message)
-            case nfrx.ResponseEnd():
-                self._end(message)
+                call = self._find(message.request_id)
+                if call is not None:
+                    self._chunk(call, message)
+                    return 0 if message.data else 1
+            case nfrx.ResponseHead() | nfrx.ResponseEnd():
+                call = self._find(message.request_id)
+                if call is not None:
+                    if isinstance(message, nfrx.ResponseHead):
+                        self._head(call, message)
+                    else:
+                        self._end(call, message)
+                    return 0
             case nfrx.Heartbeat():
                 self._ears.standing(
                     payloads.Standing(cpu_percent=message.host_cpu_percent, ram_percent=message.host_ram_used_percent)
@@ -177,6 +184,7 @@ class NfrxLink:
                 self._ears.violation("a second register")
             case nfrx.Other():
                 self._count("ignored")
+        return 1
 
     def _find(self, request_id: str) -> _Call | None:
         call = self._calls.get(request_id)
@@ -189,10 +197,7 @@ class NfrxLink:
             self._ears.violation("a message of a request it was not given")
         return None
 
-    def _head(self, message: nfrx.ResponseHead) -> None:
-        call = self._find(message.request_id)
-        if call is None:
-            return
+    def _head(self, call: _Call, message: nfrx.ResponseHead) -> None:
         if call.head is not None or call.stream.answered:
             self._ears.violation("a second head")
         elif not 200 <= message.status <= 599:
@@ -200,10 +205,7 @@ class NfrxLink:
         else:
             call.head = message
 
-    def _chunk(self, message: nfrx.ResponseChunk) -> None:
-        call = self._find(message.request_id)
-        if call is None:
-            return
+    def _chunk(self, call: _Call, message: nfrx.ResponseChunk) -> None:
         if call.head is None and not call.stream.answered:
             self._ears.violation("a chunk before its head")
             return
@@ -217,10 +219,7 @@ class NfrxLink:
             self._count("slow_caller")
             self._break(call, "backend_lost", "The answer was given up: it was not read fast enough.")
 
-    def _end(self, message: nfrx.ResponseEnd) -> None:
-        call = self._find(message.request_id)
-        if call is None:
-            return
+    def _end(self, call: _Call, message: nfrx.ResponseEnd) -> None:
         if call.head is None and not call.stream.answered:
             if message.failed:
                 self._fail_early(call, message)

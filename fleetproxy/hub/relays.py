@@ -275,19 +275,19 @@ class StockLink:
 
     # --- from the relay ----------------------------------------------------------------------------------------------
 
-    def message(self, data: str | bytes) -> None:
+    def message(self, data: str | bytes) -> int:
         try:
             frame = relays.read(data)
         except relays.RelayError as error:
             self._ears.violation(str(error))
-            return
+            return 1
         if frame.t in ("ping", "pong"):
             self._ears.standing(payloads.Standing())
-            return
+            return 1
         call = self._calls.get(frame.sid)
         if call is None:
             self._unknown(frame)
-            return
+            return 1
         match frame.t:
             case "open.ok" if not call.opened:
                 call.opened = True
@@ -301,9 +301,11 @@ class StockLink:
                 self._fail(call, "relay_no_answer" if call.opened else "relay_refused")
             case "open.ok" | "rpc" | "close" if call.opened and call.held is not None:
                 self._count("late")
+                return 1
             case _:
                 self._ears.violation(f"a message {frame.t[:32]!r} out of order")
                 self._fail(call, "relay_no_answer" if call.opened else "relay_refused")
+        return 0
 
     def _unknown(self, frame: relays.Frame) -> None:
         if frame.sid in self._over:

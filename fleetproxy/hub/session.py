@@ -28,8 +28,8 @@ REGISTER_S = 5.0
 SILENCE_S = 15.0
 #: One that takes nothing of what is sent to it for this long is as good as dead.
 STALL_S = 30.0
-#: Messages a second a worker may send, on average; and at once, beyond that.
-MESSAGES_PER_S, MESSAGES_BURST = 20_000, 40_000
+#: Messages a second that nobody asked for a worker may send, on average; and at once, beyond that.
+CHATTER_PER_S, CHATTER_BURST = 2_000, 5_000
 #: Breaches of its protocol until a worker has to go.
 MAX_VIOLATIONS = 100
 
@@ -101,7 +101,7 @@ class Session:
         now_s = sessions.loop.time()
         self._heard_s = self._moved_s = self._counted_s = now_s
         self._unsent = 0
-        self._allowance = float(MESSAGES_BURST)
+        self._allowance = float(CHATTER_BURST)
         self._timer = sessions.loop.call_later(REGISTER_S, self._nothing_came)
         sessions.strangers += 1
         sessions.open.add(self)
@@ -110,21 +110,14 @@ class Session:
 
     # --- Guest -------------------------------------------------------------------------------------------------------
 
-    def message(self, data: str | bytes) -> None:
+    def message(self, data: str | bytes) -> int:
         if self._closing:
-            return
-        sessions = self._sessions
-        now_s = self._heard_s = sessions.loop.time()
-        self._allowance -= 1.0
-        if self._allowance < 0.0:
-            self._allowance = min(MESSAGES_BURST, (now_s - self._counted_s) * MESSAGES_PER_S)
-            self._counted_s = now_s
-            if self._allowance < 1.0:
-                self._dismiss("flood", POLICY)
-                return
+            return 1
+        self._heard_s = self._sessions.loop.time()
+        chatter = 1
         if self._link is not None:
             try:
-                self._link.message(data)
+                chatter = self._link.message(data)
             except FrameError as error:
                 _log.warning("worker %s broke the protocol: %s", self._name, error)
                 self._dismiss("protocol", PROTOCOL)
@@ -132,6 +125,18 @@ class Session:
             self._enrol(data)
         else:
             self._register(data)
+        if chatter:
+            self.chatter(chatter)
+        return chatter
+
+    def chatter(self, amount: int) -> None:
+        self._allowance -= amount
+        if self._allowance < 0.0:
+            now_s = self._sessions.loop.time()
+            self._allowance += min(CHATTER_BURST, (now_s - self._counted_s) * CHATTER_PER_S)
+            self._counted_s = now_s
+            if self._allowance < 0.0:
+                self._dismiss("flood", POLICY)
 
     def lost(self) -> None:
         self._timer.cancel()

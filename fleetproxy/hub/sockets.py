@@ -2,6 +2,10 @@
 
 Everything a stranger can make grow has a bound here: the handshake's time and size, the message's size, and what waits
 to be sent to somebody who does not read (answers to a flood of pings included). Nothing is awaited per message.
+
+All who dial in share one loop, and one read may bring a hundred thousand small messages. So what came is looked at in
+turns of some messages, and between two of them it is the others' turn. Chatter (what nobody asked for: heartbeats,
+pings, news of nothing) is besides read no faster than so many a second; who keeps it up is let go by his guest.
 """
 
 from __future__ import annotations
@@ -30,6 +34,10 @@ MAX_MESSAGE_BYTES = 1024 * 1024 - 1
 #: What may wait for a peer that does not read, before it has shown a key, and after (a large request body in base64).
 MAX_STRANGER_UNSENT_BYTES = 64 * 1024
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
+#: WebSocket frames looked at in one turn, and how much of them that are chatter; chatter is read this fast at most.
+TURN_FRAMES, TURN_CHATTER, CHATTER_PER_S = 32, 8, 5_000
+#: What was read is looked at in parts: small ones where frames are small, so that a turn does not grow too long.
+LEAST_PART_BYTES, FIRST_PART_BYTES, MOST_PART_BYTES = 256, 1024, 16 * 1024
 
 _quiet = logging.getLogger("fleetproxy.hub.websockets")
 _quiet.setLevel(logging.ERROR)
@@ -39,8 +47,11 @@ _log = logging.getLogger("fleetproxy.hub")
 class Guest(Protocol):
     """Who sits behind a socket. Called on the loop; must not block."""
 
-    def message(self, data: str | bytes) -> None:
-        """A whole message."""
+    def message(self, data: str | bytes) -> int:
+        """A whole message. Returns how much of it was chatter, in messages."""
+
+    def chatter(self, amount: int) -> None:
+        """So many frames came that were no message: pings, and pieces without end."""
 
     def lost(self) -> None:
         """The socket is gone. Called once, whoever closed it."""
@@ -105,7 +116,10 @@ class DirectSocket(asyncio.Protocol):
         "_leaving",
         "_loop",
         "_max_unsent",
+        "_part_bytes",
         "_pieces",
+        "_rest",
+        "_resting",
         "_text",
         "_timer",
         "_transport",
@@ -123,6 +137,10 @@ class DirectSocket(asyncio.Protocol):
         #: A message that comes in fragments; None between messages.
         self._pieces: bytearray | None = None
         self._text = False
+        #: Read, and to be looked at when its turn comes.
+        self._rest = b""
+        self._resting: asyncio.Handle | None = None
+        self._part_bytes = FIRST_PART_BYTES
         self._timer: asyncio.TimerHandle | None = None
         self._inside = False
         #: One side has said that it closes.
@@ -173,29 +191,19 @@ class DirectSocket(asyncio.Protocol):
         self._timer = self._loop.call_later(HANDSHAKE_S, self.abort)
 
     def data_received(self, data: bytes) -> None:
-        websocket = self._websocket
-        if self._transport is None or websocket.eof_sent:
-            return
-        websocket.receive_data(data)
-        for event in websocket.events_received():
-            if isinstance(event, Request):
-                if websocket.eof_sent:  # what came behind the request was nonsense already
-                    self.abort()
-                    return
-                self._handshake(event)
-            elif isinstance(event, Frame) and not self._frame(event):
-                break
-        self._flush()
-        if websocket.close_expected():
-            self._leave_soon()
+        if self._resting is not None:
+            self._rest += data  # read before the pause could hold
+        else:
+            self._take(data)
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        if self._timer is not None:
-            self._timer.cancel()
+        for handle in (self._timer, self._resting):
+            if handle is not None:
+                handle.cancel()
         if self._inside:
             self._inside = False
             self._door.left()
@@ -204,6 +212,65 @@ class DirectSocket(asyncio.Protocol):
             guest.lost()
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _take(self, data: bytes) -> None:
+        """Look at what came, in turns."""
+        at = frames = chatter = 0
+        while at < len(data) and self._transport is not None:
+            part = data if at == 0 and len(data) <= self._part_bytes else data[at : at + self._part_bytes]
+            at += len(part)
+            some, idle = self._look(part)
+            frames, chatter = frames + some, chatter + idle
+            if some > TURN_FRAMES // 2:
+                self._part_bytes = max(self._part_bytes // 4, LEAST_PART_BYTES)
+            elif len(part) == self._part_bytes < MOST_PART_BYTES:
+                self._part_bytes *= 2
+            if frames >= TURN_FRAMES or chatter >= TURN_CHATTER:
+                self._rest_a_while(data[at:], chatter)
+                return
+
+    def _rest_a_while(self, rest: bytes, chatter: int) -> None:
+        """The others' turn. Who has mostly chattered is read again when that much may have been said."""
+        transport, loop = self._transport, self._loop
+        if transport is None or transport.is_closing():
+            return
+        transport.pause_reading()
+        self._rest = rest
+        if chatter >= TURN_CHATTER:
+            self._resting = loop.call_later(chatter / CHATTER_PER_S, self._go_on)
+        else:
+            self._resting = loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._resting = None
+        rest, self._rest = self._rest, b""
+        self._take(rest)
+        if self._resting is None and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _look(self, data: bytes) -> tuple[int, int]:
+        """Look at some bytes: how many frames they completed, and how much chatter that was."""
+        websocket = self._websocket
+        if websocket.eof_sent:
+            return 0, 0
+        websocket.receive_data(data)
+        frames = chatter = 0
+        for event in websocket.events_received():
+            frames += 1
+            if isinstance(event, Request):
+                if websocket.eof_sent:  # what came behind the request was nonsense already
+                    self.abort()
+                    return frames, chatter
+                self._handshake(event)
+            elif isinstance(event, Frame):
+                idle = self._frame(event)
+                if idle < 0:
+                    break
+                chatter += idle
+        self._flush()
+        if websocket.close_expected():
+            self._leave_soon()
+        return frames, chatter
 
     def _handshake(self, request: Request) -> None:
         websocket = self._websocket
@@ -225,21 +292,22 @@ class DirectSocket(asyncio.Protocol):
                 self._guest = verdict.guest(self)
         websocket.send_response(response)
 
-    def _frame(self, frame: Frame) -> bool:
-        """False when the connection has been failed."""
+    def _frame(self, frame: Frame) -> int:
+        """How much of it was chatter; -1 when the connection has been failed."""
+        guest = self._guest
         if frame.opcode is CONT:
             if self._pieces is None:
-                return True
+                return 0
             self._pieces += frame.data
         elif frame.opcode is TEXT or frame.opcode is BINARY:
             self._text = frame.opcode is TEXT
             if not frame.fin:
                 self._pieces = bytearray(frame.data)
-                return True
-        else:
-            return True
-        if not frame.fin:
-            return True
+        if guest is None or self._leaving:
+            return 1
+        if frame.opcode not in (TEXT, BINARY, CONT) or not frame.fin:
+            guest.chatter(1)
+            return 1
         data = bytes(frame.data if self._pieces is None else self._pieces)
         self._pieces = None
         message: str | bytes = data
@@ -248,16 +316,14 @@ class DirectSocket(asyncio.Protocol):
                 message = data.decode()
             except UnicodeDecodeError:
                 self._websocket.fail(1007, "text is not UTF-8")
-                return False
-        guest = self._guest
-        if guest is not None:
-            try:
-                guest.message(message)
-            except Exception:
-                _log.exception("a message of %s could not be handled", self.remote)
-                self.close(1011, "server error")
-                return False
-        return self._transport is not None
+                return -1
+        try:
+            chatter = guest.message(message)
+        except Exception:
+            _log.exception("a message of %s could not be handled", self.remote)
+            self.close(1011, "server error")
+            return -1
+        return chatter if self._transport is not None else -1
 
     def _flush(self) -> bool:
         transport = self._transport

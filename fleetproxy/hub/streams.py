@@ -37,8 +37,8 @@ class Link(Protocol):
     def cancel(self, stream: Stream) -> None:
         """Forget the stream, and have the worker forget it. Never refused, never dropped."""
 
-    def message(self, data: str | bytes) -> None:
-        """A message of the worker."""
+    def message(self, data: str | bytes) -> int:
+        """A message of the worker. Returns how much of it nobody had asked for, in messages."""
 
 
 class Stream:

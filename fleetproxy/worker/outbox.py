@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-#: Frames are joined into messages of about this.
-MESSAGE_BYTES = 64 * 1024
+#: Frames are joined into messages of about this, and of so many at most.
+MESSAGE_BYTES, MESSAGE_FRAMES = 64 * 1024, 256
 
 
 class Socket(Protocol):
@@ -58,7 +58,12 @@ class Outbox:
         if isinstance(first, str):
             return first
         together, size = [first], len(first)
-        while queue and isinstance(queue[0], bytes) and size + len(queue[0]) <= MESSAGE_BYTES:
+        while (
+            queue
+            and isinstance(queue[0], bytes)
+            and size + len(queue[0]) <= MESSAGE_BYTES
+            and len(together) < MESSAGE_FRAMES
+        ):
             following = queue.popleft()
             assert isinstance(following, bytes)
             together.append(following)

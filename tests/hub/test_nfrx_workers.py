@@ -790,8 +790,8 @@ async def test_a_silent_worker_is_dead_after_fifteen_seconds_and_a_heartbeat_kee
 
 
 async def test_a_flood_of_messages_is_closed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleetproxy.hub.session.MESSAGES_BURST", 50)
-    monkeypatch.setattr("fleetproxy.hub.session.MESSAGES_PER_S", 1)
+    monkeypatch.setattr("fleetproxy.hub.session.CHATTER_BURST", 50)
+    monkeypatch.setattr("fleetproxy.hub.session.CHATTER_PER_S", 1)
     agent = await house.nfrx()
     for _ in range(60):
         await agent.send(type="heartbeat", ts=1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 from hub_house import House, chat, keyed, until
@@ -180,7 +181,7 @@ async def test_a_message_may_come_in_fragments_with_pings_between(house: House) 
 
 async def test_empty_fragments_without_end_take_no_memory(house: House) -> None:
     async with upgraded(house, registered=True) as peer:
-        peer.writer.write(frame(1, b"", fin=False) + frame(0, b"", fin=False) * 20_000)
+        peer.writer.write(frame(1, b"", fin=False) + frame(0, b"", fin=False) * 3_000)
         peer.writer.write(frame(0, b'{"type":"heartbeat"}'))
         await peer.writer.drain()
         (connected,) = house.hub.workers
@@ -201,6 +202,7 @@ async def test_a_flood_of_pings_nobody_reads_the_answers_of_is_cut_off(
     house: House, monkeypatch: pytest.MonkeyPatch, registered: bool
 ) -> None:
     monkeypatch.setattr(sockets, "MAX_UNSENT_BYTES", 256 * 1024)
+    monkeypatch.setattr(sockets, "CLOSE_S", 0.2)
     async with upgraded(house, registered=registered) as peer:
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
         ping = frame(9, b"x" * 125) * 1000
@@ -211,6 +213,72 @@ async def test_a_flood_of_pings_nobody_reads_the_answers_of_is_cut_off(
                     await peer.writer.drain()
                     await asyncio.sleep(0)
         await until(lambda: len(house.hub.door) == 0)
+
+
+def stepping(house: House, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """What a watcher of the loop sees: how many frames were looked at between two of his turns, at most."""
+    looked, most = 0, 0
+    frame_of = sockets.DirectSocket._frame
+
+    def counted(self: sockets.DirectSocket, event: Any) -> int:
+        nonlocal looked
+        looked += 1
+        return frame_of(self, event)
+
+    monkeypatch.setattr(sockets.DirectSocket, "_frame", counted)
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            before = looked
+            await asyncio.sleep(0)
+            most = max(most, looked - before)
+
+    watching = asyncio.ensure_future(watch())
+    house.stack.callback(watching.cancel)
+    return lambda: (looked, most)
+
+
+@pytest.mark.parametrize("sent", [frame(1, b'{"type":"heartbeat"}'), frame(9, b"x"), frame(10), frame(1, b"{}")])
+async def test_a_flood_is_looked_at_a_little_at_a_time_and_then_closed(
+    house: House, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(session, "CHATTER_BURST", 1_000)
+    monkeypatch.setattr(session, "CHATTER_PER_S", 1)
+    monkeypatch.setattr(session, "MAX_VIOLATIONS", 10**9)
+    seen = stepping(house, monkeypatch)
+    async with upgraded(house, registered=True) as peer, upgraded(house) as other:
+        peer.writer.write(sent * 30_000)
+        other.writer.write(frame(1, REGISTER.replace(b"raw", b"other")))
+        await until(lambda: any(one.worker.id == "other" for one in house.hub.workers))
+        await until(lambda: house.hub.sessions.counts["flood"])
+        await until(lambda: [one.worker.id for one in house.hub.workers] == ["other"])
+        looked, most = seen()
+        assert 1_000 < looked < 3_000
+        assert most <= sockets.FIRST_PART_BYTES / len(sent) + 1, "later parts are smaller"
+
+
+async def test_answers_somebody_asked_for_are_no_flood_however_many(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "CHATTER_BURST", 100)
+    monkeypatch.setattr(session, "CHATTER_PER_S", 1)
+    proxy = await house.proxy()
+    seen = stepping(house, monkeypatch)
+    async with upgraded(house, registered=True) as peer:
+        await until(lambda: proxy.hub.workers)
+        asking = asyncio.ensure_future(proxy.ask(chat()))
+        async with asyncio.timeout(10):
+            head = await peer.reader.readexactly(4)
+            order = json.loads(await peer.reader.readexactly(int.from_bytes(head[2:])))
+        named = {"request_id": order["request_id"]}
+        begin = {"type": "http_proxy_response_headers", "status": 200, "headers": {}} | named
+        chunk = {"type": "http_proxy_response_chunk", "data": "eA=="} | named
+        end = {"type": "http_proxy_response_end"} | named
+        first, piece, last = (frame(1, json.dumps(message).encode()) for message in (begin, chunk, end))
+        peer.writer.write(first + piece * 20_000 + last)
+        assert await asking == (200, b"x" * 20_000)
+        assert seen()[1] <= sockets.MOST_PART_BYTES / len(piece) + sockets.TURN_FRAMES
 
 
 async def test_a_worker_that_does_not_read_gets_nothing_more_and_is_dropped_after_a_while(
