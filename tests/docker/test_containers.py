@@ -15,10 +15,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 
+from fleetproxy.control import policy
+from fleetproxy.core.access import host_allowed
 from fleetproxy.settings.load import load
 from fleetproxy.testing.spawned import Spawned, found_url, until
 
@@ -333,6 +336,23 @@ def test_the_workers_command_is_a_family_we_have(folder: Path) -> None:
     assert made["SERVER_URL"] == "ws://fleetproxy:11434"
     for name in made:
         assert f"[{name}" in done.stdout or f" {name}]" in done.stdout or name in done.stdout
+
+
+@pytest.mark.parametrize("name", ["fleetproxy", "demo"])
+def test_the_names_other_services_call_are_answered(name: str, tmp_path: Path) -> None:
+    """A Host that is not known is refused, so a container must be called what Prometheus and workers call it."""
+    config = msgspec.yaml.decode((TOP / "deploy/prometheus/prometheus.yml").read_text())
+    called = [config["scrape_configs"][0]["static_configs"][0]["targets"][0]]
+    called.append(urlsplit(interpolated(SERVICES["worker"]["environment"]["SERVER_URL"])).netloc)
+    made = {key: interpolated(value) for key, value in SERVICES[name].get("environment", {}).items()}
+    given = {**STAGES["server"].environment, **made, "FLEETPROXY_OPEN": "true"}
+    settings = load(config=str(DOCKER / "fleetproxy.toml"), environment=given, folder=tmp_path).settings
+    hosts = policy.access(settings, SERVICES[name]["hostname"]).hosts
+    for host in called:
+        assert host_allowed(host.encode(), hosts), host
+        assert not host_allowed(host.encode(), policy.access(settings, "0f3a9c12d4e5").hosts)
+    more = load(environment={"FLEETPROXY_HOSTS": "gpu-box,fleet.example"}, folder=tmp_path).settings
+    assert host_allowed(b"gpu-box:11434", policy.access(more, "x").hosts)
 
 
 def test_prometheus_and_grafana_find_what_deploy_has() -> None:
