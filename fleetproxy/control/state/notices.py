@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from fleetproxy.control.state.seal import opened, sealed
 from fleetproxy.control.state.tables import ServerRow, SubscriptionRow, TelegramRow, WebhookRow
 from fleetproxy.errors import BadRequest
 
@@ -51,7 +52,7 @@ class Webhook(msgspec.Struct, frozen=True):
 
 def chat(session: Session, user_id: int) -> Chat | None:
     row = session.get(TelegramRow, user_id)
-    return Chat(row.user_id, row.bot_token, row.chat_id, row.is_enabled) if row else None
+    return _chat(session, row) if row else None
 
 
 def set_chat(session: Session, wanted: Chat, now: datetime) -> None:
@@ -59,7 +60,8 @@ def set_chat(session: Session, wanted: Chat, now: datetime) -> None:
     if row is None:
         row = TelegramRow(user_id=wanted.user_id, created_at=now)
         session.add(row)
-    row.bot_token, row.chat_id, row.is_enabled = wanted.bot_token, wanted.chat_id, wanted.is_enabled
+    row.bot_token = sealed(session, wanted.bot_token)
+    row.chat_id, row.is_enabled = wanted.chat_id, wanted.is_enabled
 
 
 def drop_chat(session: Session, user_id: int) -> None:
@@ -123,12 +125,15 @@ def listeners(session: Session, server_id: int, event: Event) -> list[Chat]:
         .where(SubscriptionRow.server_id == server_id, TelegramRow.is_enabled, _WISHES[event])
         .order_by(TelegramRow.user_id)
     )
-    return [Chat(row.user_id, row.bot_token, row.chat_id, row.is_enabled) for row in rows]
+    return [_chat(session, row) for row in rows]
 
 
 def webhook(session: Session) -> Webhook | None:
     row = session.scalar(select(WebhookRow).order_by(WebhookRow.id).limit(1))
-    return Webhook(row.url, row.secret, tuple(row.events), row.is_enabled) if row else None
+    if row is None:
+        return None
+    secret = None if row.secret is None else opened(session, row.secret)
+    return Webhook(row.url, secret, tuple(row.events), row.is_enabled)
 
 
 def set_webhook(session: Session, wanted: Webhook, now: datetime) -> None:
@@ -136,7 +141,8 @@ def set_webhook(session: Session, wanted: Webhook, now: datetime) -> None:
     if row is None:
         row = WebhookRow(created_at=now)
         session.add(row)
-    row.url, row.secret, row.events, row.is_enabled = wanted.url, wanted.secret, list(wanted.events), wanted.is_enabled
+    row.secret = None if wanted.secret is None else sealed(session, wanted.secret)
+    row.url, row.events, row.is_enabled = wanted.url, list(wanted.events), wanted.is_enabled
 
 
 def drop_webhook(session: Session) -> None:
@@ -149,3 +155,7 @@ def anybody(session: Session) -> bool:
         session.scalar(select(TelegramRow.user_id).where(TelegramRow.is_enabled).limit(1)) is not None
         or session.scalar(select(WebhookRow.id).where(WebhookRow.is_enabled).limit(1)) is not None
     )
+
+
+def _chat(session: Session, row: TelegramRow) -> Chat:
+    return Chat(row.user_id, opened(session, row.bot_token), row.chat_id, row.is_enabled)

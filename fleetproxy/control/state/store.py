@@ -20,7 +20,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from fleetproxy import log
-from fleetproxy.control.state import upgrade
+from fleetproxy.control.state import seal, upgrade
+from fleetproxy.control.state.seal import Seal
 from fleetproxy.errors import StoreUnavailable
 
 _log = log.get("control.state")
@@ -35,8 +36,9 @@ MAX_WAITING = 512
 class Store:
     """The operational state. Made by `open`; ends with `close`."""
 
-    def __init__(self, engine: Engine, path: Path | None) -> None:
+    def __init__(self, engine: Engine, path: Path | None, seal: Seal | None = None) -> None:
         self._engine = engine
+        self._seal = seal
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
         self._waiting = 0
         self._changed: list[Callable[[], None]] = []
@@ -65,10 +67,11 @@ class Store:
             _tune_sqlite(engine)
         try:
             upgrade.migrate(engine, path)
+            store = cls(engine, path, _seal_of(path))
+            store.write_now(seal.seal_all)
         except BaseException:
             engine.dispose()
             raise
-        store = cls(engine, path)
         store.restored_from = restored
         return store
 
@@ -132,11 +135,18 @@ class Store:
 
     def _transact(self, write: bool, work: Callable[[Session], R]) -> R:
         with self._engine.connect().execution_options(fleet_write=write) as connection, connection.begin():
-            session = Session(bind=connection, expire_on_commit=False)
+            session = Session(bind=connection, expire_on_commit=False, info=seal.info(self._seal))
             result = work(session)
             session.flush()
             session.close()
         return result
+
+
+def _seal_of(path: Path | None) -> Seal | None:
+    try:
+        return Seal.beside(path) if path else None
+    except OSError as error:
+        raise upgrade.StoreBroken(f"cannot open {error.filename}: {error.strerror}; check its owner") from error
 
 
 def _file_of(where: Path | str) -> Path | None:

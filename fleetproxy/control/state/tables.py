@@ -180,7 +180,7 @@ class TelegramRow(Table):
     __tablename__ = "user_telegram_configs"
 
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
-    #: Write-only: the API shows its last characters at most.
+    #: Sealed (`state.seal`). Write-only: the API shows its last characters at most.
     bot_token: Mapped[str]
     chat_id: Mapped[str]
     is_enabled: Mapped[bool]
@@ -193,7 +193,7 @@ class WebhookRow(Table):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     url: Mapped[str]
-    #: Signs each call (HMAC-SHA256); write-only.
+    #: Signs each call (HMAC-SHA256). Sealed; write-only.
     secret: Mapped[str | None]
     #: Kinds of notice sent; empty means all.
     events: Mapped[list[str]] = mapped_column(JSON)
