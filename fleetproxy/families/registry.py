@@ -97,6 +97,11 @@ def other(path: str) -> Endpoint | None:
     return None
 
 
+def passthrough(path: str) -> Endpoint | None:
+    """The endpoint of a path of the setting `passthrough`; None inside the dialects, which have their own."""
+    return None if path.startswith(("/api/", "/v1/")) else openai.PASSTHROUGH
+
+
 def parameter(endpoint: Endpoint, path: str) -> str:
     """What stands for the (last) parameter of the endpoint's template in this path, percent-escapes undone."""
     prefix = endpoint.path.rpartition("{")[0]

@@ -153,7 +153,7 @@ class Front:
                     await self._to_control(scope, receive, send, head)
                 case "backend" | "family":
                     path = raw_path.decode("latin-1")
-                    endpoint = registry.find(method, path)
+                    endpoint = registry.find(method, path) or registry.passthrough(path)
                     if endpoint is None:
                         await self._family(scope, send, path)
                         return

@@ -8,7 +8,7 @@ import json
 import msgspec
 import pytest
 
-from fleetproxy.core.table import Limits
+from fleetproxy.core.table import Access, Limits
 from fleetproxy.testing.fault import FaultUpstream
 from fleetproxy.testing.raw import connect, request
 from fleetproxy.testing.script import (
@@ -332,6 +332,20 @@ async def test_a_servers_prefix_key_and_ipv6_address_are_used_and_the_callers_ke
             assert seen.target == "/base/ollama/api/chat?ts=1&a=%20"
             assert seen.all("host") == [f"[::1]:{upstream.port}"]
             assert (seen.all("authorization"), seen.all("x-api-key")) == (["Bearer tok"], [])
+
+
+async def test_paths_the_operator_lets_through_go_to_a_server_of_the_model_and_others_nowhere(start):
+    async with FaultUpstream(models=("n",)) as other, FaultUpstream() as upstream:
+        other.script = upstream.script = OK
+        async with start(snapshot_of([other, upstream], access=Access(passthrough=("/rerank",)))) as running:
+            for path in ("/rerank", "/rerank/deep?x=1"):
+                answer = await ask(running.port, b'{"model":"m"}', path)
+                assert (answer.status, answer.body) == (200, b'{"ok":true}')
+            for path in ("/rerankx", "/tokenize", "/api/blobs/x"):
+                assert (await ask(running.port, b'{"model":"m"}', path)).status == 404
+            assert [seen.target for seen in upstream.requests] == ["/rerank", "/rerank/deep?x=1"]
+            assert other.requests == []
+            assert [(row.endpoint, row.dialect) for row in running.records()] == [("/*", "openai")] * 2
 
 
 async def test_an_upload_streams_through_and_is_asked_of_one_server_only(start):
