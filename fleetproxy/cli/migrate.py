@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from fleetproxy.cli import BAD_CONFIG, FAILED, OK
@@ -59,7 +60,7 @@ def run(words: list[str]) -> int:
     try:
         _put(asked.write, made.toml, force=asked.force)
         if asked.commands:
-            _put(asked.commands, "#!/bin/sh\nset -e\n" + "\n".join(made.commands) + "\n", force=asked.force)
+            _put(asked.commands, _script(made.commands), force=asked.force)
     except FileExistsError as error:
         talk(f"fleetproxy migrate: {error.filename} is there already; --force replaces it")
         return FAILED
@@ -73,6 +74,16 @@ def run(words: list[str]) -> int:
         for command in made.commands:
             talk(f"  {command}")
     return OK
+
+
+def _script(commands: Sequence[str]) -> str:
+    lines = ["#!/bin/sh", "set -e"]
+    if any("$FLEETPROXY_KEY" in command for command in commands):
+        lines += [
+            ': "${FLEETPROXY_URL:=http://127.0.0.1:11434}"',
+            ': "${FLEETPROXY_KEY:?set it to a key of an administrator; fleetproxy keys add NAME --scope manage makes one}"',
+        ]
+    return "\n".join([*lines, *commands]) + "\n"
 
 
 def _made(program: str, agent: nfrx.Agent | None, sources: Sources) -> Migration:

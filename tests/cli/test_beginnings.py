@@ -97,6 +97,20 @@ def test_migrate_writes_configuration_and_commands_apart(tmp_path: Path) -> None
     assert "  fleetproxy users add ann --admin" in to_standard_output.err
 
 
+def test_what_is_left_to_do_says_what_it_needs_before_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "dump").mkdir()
+    (tmp_path / "dump/scheduled_jobs.csv").write_text("id,name,cron_expression,target_model\n1,n,0 3 * * *,m\n")
+    then = tmp_path / "then.sh"
+    words = ("--write", str(tmp_path / "x.toml"), "--commands", str(then))
+    assert say("migrate", "fleet-manager", str(tmp_path / "dump"), *words).code == 0
+    done = subprocess.run(
+        ["sh", str(then)], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "FLEETPROXY_KEY: set it to a key of an administrator" in done.stderr
+    assert "curl" not in done.stderr
+
+
 def test_migrate_tells_an_agent_from_a_server(tmp_path: Path) -> None:
     (tmp_path / "worker.yaml").write_text("serverurl: ws://h/api/llm/connect\n")
     said = say("migrate", "nfrx", str(tmp_path / "worker.yaml"))
