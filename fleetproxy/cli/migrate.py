@@ -81,7 +81,8 @@ def _script(commands: Sequence[str]) -> str:
     if any("$FLEETPROXY_KEY" in command for command in commands):
         lines += [
             ': "${FLEETPROXY_URL:=http://127.0.0.1:11434}"',
-            ': "${FLEETPROXY_KEY:?set it to a key of an administrator; fleetproxy keys add NAME --scope manage makes one}"',
+            ': "${FLEETPROXY_KEY:?set it to a key of an administrator; '
+            'fleetproxy keys add NAME --scope manage makes one}"',
         ]
     return "\n".join([*lines, *commands]) + "\n"
 
