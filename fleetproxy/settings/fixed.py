@@ -13,11 +13,13 @@ FIXED = (
     "data_dir",
     "runtime_dir",
     "tls",
-    "metrics.listen",
+    "metrics",
     "dashboard.listen",
     "hub",
     "limits.connections",
-    "analytics.memory_bytes",
+    "limits.poll_body_bytes",
+    "asr.spool_bytes",
+    "analytics",
     "plugins",
 )
 #: Left open in the configuration, these were chosen at start: no change.

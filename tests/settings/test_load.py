@@ -393,6 +393,20 @@ def test_a_reload_never_changes_what_is_fixed(processes: int, port: int, on: boo
     assert merged.open is on
 
 
+def test_a_reload_says_what_waits_for_a_restart() -> None:
+    old = complete(Settings())
+    for name, key in (
+        ("analytics", "retention_days"),
+        ("metrics", "max_series"),
+        ("limits.poll_body_bytes", "poll_body_bytes"),
+        ("asr.spool_bytes", "spool_bytes"),
+    ):
+        section = name.partition(".")[0]
+        changed = msgspec.structs.replace(getattr(old, section), **{key: 4711})
+        merged, kept = keep_fixed(old, msgspec.structs.replace(old, **{section: changed}))
+        assert (merged, kept) == (old, (name,))
+
+
 def _at(settings: Settings, name: str) -> object:
     found: object = settings
     for part in name.split("."):
