@@ -37,8 +37,9 @@ HEARTBEAT_S = 5.0
 #: A server of ours that says nothing for this long, not even to a ping, is gone.
 SILENCE_S = 20.0
 DIAL_S = 15.0
-#: Wait before dialling again, doubling, and at most; each is drawn between half and the whole of it.
-AGAIN_S, AGAIN_MAX_S = 1.0, 30.0
+#: Wait before dialling again: the first tries are this far apart (a server that was started anew is back in seconds),
+#: then it doubles, up to a bound. Each is drawn between half and the whole of it.
+AGAIN_S, SOON_TRIES, AGAIN_MAX_S = 1.0, 5, 30.0
 #: A connection that lived this long was a good one: the next wait is short again.
 GOOD_S = 60.0
 #: A request's whole body is one message in nfrx's language.
@@ -255,7 +256,7 @@ class Agent:
     # --- the server ----------------------------------------------------------------------------------------------
 
     async def _keep_connected(self) -> None:
-        wait_s = AGAIN_S
+        tries = 0
         while True:
             began = self._loop.time()
             error = await self._connect()
@@ -267,10 +268,8 @@ class Agent:
                 _log.warning("not connected: %s", error)
                 if not self.options.reconnect:
                     raise GaveUp(error)
-            if self._loop.time() - began >= GOOD_S:
-                wait_s = AGAIN_S
-            await asyncio.sleep(wait_s * self._rng.uniform(0.5, 1.0))
-            wait_s = min(wait_s * 2, AGAIN_MAX_S)
+            tries = 1 if self._loop.time() - began >= GOOD_S else tries + 1
+            await asyncio.sleep(again_s(tries) * self._rng.uniform(0.5, 1.0))
 
     async def _connect(self) -> str:
         """One connection, from dialling to its end. Returns what ended it, "" for a word of farewell."""
@@ -345,6 +344,11 @@ class Agent:
             self.standing.server_error = ""  # a connection that lasts is a good one
             side.beat(self._gauge.cpu_percent(), self._gauge.ram_percent())
             self.standing.last_heartbeat_s = time.time()
+
+
+def again_s(tries: int) -> float:
+    """The longest wait before dialling again, after so many connections that failed or did not last."""
+    return min(AGAIN_S * 2.0 ** max(0, min(tries, 64) - SOON_TRIES), AGAIN_MAX_S)
 
 
 def _farewell(closed: ConnectionClosed) -> str:

@@ -4,15 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import random
-import re
-import signal
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -20,7 +14,7 @@ import pytest_asyncio
 from fleetproxy.testing.spawned import until
 from fleetproxy.testing.stage import Stage
 from tests.e2e.fault_cases import rounds
-from tests.e2e.go_socket import PING, TEXT, Refused, free_port
+from tests.e2e.go_socket import free_port
 from tests.e2e.test_nfrx_rows import API_KEY, BEARER, CHAT, CLIENT_KEY, Agent, Rows, chat
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -47,9 +41,9 @@ CASES = {
     "W-22": _HUB + "test_impossible_statuses_fail_that_request_alone",
     "W-24": _WIRE + "test_malformed_frames_close_that_socket_with_the_right_code",
     "W-26": _WIRE + "test_a_message_over_a_megabyte_costs_that_worker_its_socket",
-    "W-29": "test_w29_a_flood_of_messages_is_closed_and_slows_nobody",
-    "W-30": "test_w30_pings_without_end_are_cut_off_and_slow_nobody",
-    "W-31": "test_w31_all_workers_come_back_at_once",
+    "W-29": "tests/e2e/test_faults_floods.py::test_w29_a_flood_of_messages_is_closed_and_slows_nobody",
+    "W-30": "tests/e2e/test_faults_floods.py::test_w30_pings_without_end_are_cut_off_and_slow_nobody",
+    "W-31": "tests/e2e/test_faults_floods.py::test_w31_all_workers_come_back_at_once",
     "W-34": "tests/e2e/test_faults_mcp.py::test_w34_a_relay_that_has_its_id_is_known_to_every_process",
 }
 
@@ -88,69 +82,6 @@ async def test_w12_heartbeats_do_not_keep_a_request_waiting(rows: Rows) -> None:
         assert await agent.socket.listen() == {"type": "http_proxy_cancel", "request_id": order["request_id"]}
 
 
-async def test_w29_a_flood_of_messages_is_closed_and_slows_nobody(rows: Rows) -> None:
-    quiet_s = await _slowest(rows, 40)
-    async with await rows.dial(direct=True) as socket:
-        await Agent(socket).register("w29", ["w29"])
-        asking = asyncio.ensure_future(_slowest(rows, 40))
-        ending = asyncio.ensure_future(socket.closed(20.0))
-        with contextlib.suppress(ConnectionError):
-            while not ending.done():
-                await socket.frame(TEXT, b'{"type":"heartbeat","ts":1}', times=1000)
-                await asyncio.sleep(0)
-        assert await ending in {(1008, "flood"), (0, "")}
-        assert await asking < 2 * quiet_s + rounds(500, 100) / 1000
-
-
-async def test_w30_pings_without_end_are_cut_off_and_slow_nobody(rows: Rows) -> None:
-    """Pings before any register message, and nobody reads the pongs."""
-    pids = rows.service.pids()
-    quiet_s = await _slowest(rows, 40)
-    async with await rows.dial(direct=True) as socket:
-        asking = asyncio.ensure_future(_slowest(rows, 40))
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(rounds(3, 30)):
-                while True:
-                    await socket.frame(PING, b"x" * 125, times=1000)
-        assert await asking < 2 * quiet_s + rounds(500, 100) / 1000
-    assert rows.service.pids() == pids
-
-
-async def test_w31_all_workers_come_back_at_once(rows: Rows) -> None:
-    """After the hub was killed, every worker dials at the same moment, and again while the door is full."""
-    count = rounds(100, 1000)
-    rows.service.allowed.append(re.compile("hub"))
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def come(number: int) -> None:
-            deadline_s = time.monotonic() + 20.0
-            while True:
-                with contextlib.suppress(Refused, OSError, TimeoutError, asyncio.IncompleteReadError):
-                    socket = await stack.enter_async_context(await rows.dial(direct=True))
-                    register = {"worker_id": f"w31-{number}", "worker_name": f"w31-{number}", "max_concurrency": 1}
-                    await socket.say(type="register", client_key="", models=["w31"], **register)
-                    return
-                assert time.monotonic() < deadline_s
-                refused.append(number)
-                await asyncio.sleep(random.uniform(0.05, 0.3))
-
-        for storm in range(2):
-            refused: list[int] = []
-            began_s = time.monotonic()
-            asking = asyncio.ensure_future(_slowest(rows, 40))
-            await asyncio.gather(*(come(number) for number in range(count)))
-            await asyncio.to_thread(until, lambda: len(_owners(rows)) == count, 15.0, f"{count} workers")
-            assert time.monotonic() - began_s < 10.0
-            assert await asking < rounds(1000, 500) / 1000  # the dialling keeps this test's own loop busy
-            if not storm:
-                pid = rows.service.pids()["hub"]
-                os.kill(pid, signal.SIGKILL)
-                new = lambda: rows.service.pids().get("hub") not in (None, pid)  # noqa: E731, B023
-                await asyncio.to_thread(until, new, 10.0, "a new hub")
-                await asyncio.to_thread(until, lambda: not _owners(rows), 10.0, "nobody is there")
-    await asyncio.to_thread(until, lambda: not _owners(rows), 10.0, "all have left")
-
-
 @pytest.mark.parametrize("family", ["llm", "asr"])
 async def test_w34_a_model_that_was_listed_once_is_known_to_every_process(rows: Rows, family: str) -> None:
     bearer = dict(BEARER)
@@ -171,21 +102,3 @@ async def test_w34_a_model_that_was_listed_once_is_known_to_every_process(rows: 
                     asking = asyncio.ensure_future(rows.ask(CHAT, chat(model)))
                     await agent.answer(await agent.order(), b"{}")
                     assert (await asking).status == 200
-
-
-async def _slowest(rows: Rows, count: int) -> float:
-    """The longest of so many short requests to a configured server, in seconds."""
-    slowest_s = 0.0
-    body = b'{"model":"m","prompt":"","stream":false}'
-    for _ in range(count):
-        began_s = time.monotonic()
-        answer = await rows.ask("/api/generate", body)
-        assert answer.status == 200
-        slowest_s = max(slowest_s, time.monotonic() - began_s)
-    return slowest_s
-
-
-def _owners(rows: Rows) -> set[str]:
-    answer = rows.service.fetch("GET", "/api/llm/v1/models", None, dict(BEARER))
-    entries: list[dict[str, Any]] = json.loads(answer[2])["data"]
-    return {name for entry in entries if entry["id"] == "w31" for name in entry["owned_by"].split(",")}

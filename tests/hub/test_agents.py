@@ -297,6 +297,14 @@ async def test_it_comes_back_when_the_connection_breaks(house: House, monkeypatc
         assert (await proxy.ask(chat()))[0] == 200
 
 
+def test_the_first_tries_come_soon_and_later_ones_more_and_more_seldom() -> None:
+    waits = [agent_module.again_s(tries) for tries in range(1, 200)]
+    assert waits[:5] == [1.0] * 5, "a hub that was killed has its workers back within 5 s"
+    assert waits == sorted(waits)
+    assert waits[5:8] == [2.0, 4.0, 8.0]
+    assert waits[-1] == 30.0
+
+
 async def test_a_hub_that_leaves_says_so_first(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_module, "AGAIN_S", 0.01)
     async with scene(house) as (_, agent, _):
