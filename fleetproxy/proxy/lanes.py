@@ -62,6 +62,7 @@ class Job:
         body: bytes,
         seen: Peek,
         routes: Sequence[Route],
+        spare: Sequence[Route],
         granted: bool,
     ) -> None:
         self._plane = plane
@@ -78,14 +79,14 @@ class Job:
         self._failures: list[FleetError] = []
         #: Places where a slice has failed: others are asked before them.
         self._failed: set[int] = set()
-        #: Those that serve it from the beginning, then those that help out.
+        #: Those that serve it from the beginning, then those that help out, full ones (`spare`) last.
         team = self._team(routes)
-        self.routes = (*team, *(route for route in routes if route not in team))
+        self.routes = (*team, *(route for route in routes if route not in team), *spare)
         self._lanes = [self._lanes_of(self._backend(place)) for place in range(len(team))]
         sizes = [self._backend(place).embedding_batch_size or len(self._inputs) for place in range(len(team))]
         weights = [size * lanes for size, lanes in zip(sizes, self._lanes, strict=True)]
-        spare = [None] * (len(self.routes) - len(team))
-        self._ledger = Ledger(batching.slices(len(self._inputs), weights, sizes), [*sizes, *spare])
+        helpers = [None] * (len(self.routes) - len(team))
+        self._ledger = Ledger(batching.slices(len(self._inputs), weights, sizes), [*sizes, *helpers])
         self.rows_key = batching.OLLAMA_ROWS if exchange.endpoint.dialect == "ollama" else batching.OPENAI_ROWS
         self.parts: list[Part] = []
         self.used: set[str] = set()

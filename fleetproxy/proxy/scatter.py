@@ -14,6 +14,7 @@ import msgspec
 from fleetproxy.core import batching
 from fleetproxy.core.operation import Operation
 from fleetproxy.core.selection import Wait, routes_of
+from fleetproxy.core.table import Route
 from fleetproxy.errors import BackendTimeout, ClientGone
 from fleetproxy.proxy.answers import explain_headers
 from fleetproxy.proxy.exchange import Exchange
@@ -54,9 +55,12 @@ class Scatter:
             return
         exchange.operation = operation = msgspec.structs.replace(operation, items=n)
         routes, granted = decision.routes, isinstance(decision, Wait)
+        spare: tuple[Route, ...] = ()
         if isinstance(decision, Wait):
             first = await self._relay.stand(exchange, operation, decision.routes)
             routes = (first, *(route for route in routes if route is not first))
+        else:
+            spare = decision.full
         job = Job(
             self._plane,
             self._relay,
@@ -65,6 +69,7 @@ class Scatter:
             body=body,
             seen=seen,
             routes=routes,
+            spare=spare,
             granted=granted,
         )
         exchange.head = Head(exchange.head.own, _ENCODING.sub(b"", exchange.head.lines))

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from fleetproxy.testing.fault import FaultUpstream
 from fleetproxy.testing.raw import RawClient
-from fleetproxy.testing.script import NDJSON_HEAD, Send, Stall, chunk
+from fleetproxy.testing.script import NDJSON_HEAD, Keep, Send, Stall, chunk, response
 from fleetproxy.testing.stage import DEFAULT, Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-OpenStage = Callable[..., Awaitable[Stage]]
+LIMITS = {"max_concurrent": 1, "embedding_batch_size": 2}
 
 CHAT = b'{"model":"m","messages":[]}'
 LINE = b'{"model":"m","message":{"role":"assistant","content":"x"},"done":false}\n'
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def limited(folder: Path) -> AsyncIterator[Stage]:
+    upstreams = {name: FaultUpstream(("m",)) for name in "ab"}
+    made = await Stage.open(folder / "limited", upstreams=upstreams, servers=dict.fromkeys("ab", LIMITS))
+    yield made
+    await made.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stage(limited: Stage) -> AsyncIterator[Stage]:
+    await limited.reset()
+    yield limited
+    await limited.settle()
 
 
 async def held(stage: Stage, name: str) -> RawClient:
@@ -29,10 +47,7 @@ async def held(stage: Stage, name: str) -> RawClient:
     return client
 
 
-async def test_a_dead_server_costs_nobody_his_answer_while_the_others_are_full(open_stage: OpenStage) -> None:
-    stage = await open_stage(
-        upstreams={name: FaultUpstream(("m",)) for name in "ab"}, servers={name: {"max_concurrent": 1} for name in "ab"}
-    )
+async def test_a_dead_server_costs_nobody_his_answer_while_the_others_are_full(stage: Stage) -> None:
     # The one with a free slot is dead: the request stands in line for the one that is full.
     holder = await held(stage, "b")
     await stage["a"].vanish()
@@ -64,3 +79,17 @@ async def test_a_dead_server_costs_nobody_his_answer_while_the_others_are_full(o
         client.close()
     outcomes = [record["outcome"] for record in await stage.records()]
     assert outcomes == ["client_gone", "ok", "truncated", "client_gone", "ok"]
+
+
+async def test_slices_of_a_dead_server_wait_for_the_full_ones(stage: Stage) -> None:
+    holder = await held(stage, "b")
+    await stage["a"].vanish()
+    stage["b"].script = [Send(response(body=b'{"model":"m","embeddings":[[1],[2]]}')), Keep()]
+    body = b'{"model":"m","input":["one","two","three","four"]}'
+    answering = asyncio.ensure_future(stage.ask("/api/embed", body))
+    await asyncio.sleep(0.3)
+    assert not answering.done(), answering.result()
+    holder.close()
+    answer = await answering
+    assert (answer.status, answer.header("x-fleet-backend")) == (200, "a, b")
+    assert json.loads(answer.body)["embeddings"] == [[1], [2]] * 2
