@@ -7,6 +7,7 @@ from typing import Any
 
 from litestar import Litestar, Request, Response
 from litestar.datastructures import State
+from litestar.routes import HTTPRoute
 from litestar.types import ControllerRouterHandler, Guard
 
 from fleetproxy import log
@@ -46,12 +47,20 @@ def failed(request: Request[Any, Any, Any], error: Exception) -> Response[dict[s
 
 
 def with_headers(app: Litestar) -> App:
-    """Put the security headers on every answer, those of errors included."""
+    """Put the security headers on every answer, those of errors included; and all methods of a path in `Allow`."""
+    # The framework's own answer to OPTIONS knows the methods of whichever handler of a path came first.
+    allowed = {
+        route.path_format: ", ".join(sorted(route.methods)) for route in app.routes if isinstance(route, HTTPRoute)
+    }
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
+                methods = allowed.get(scope.get("path_template", "")) if scope["method"] == "OPTIONS" else None
+                if methods is not None:
+                    headers = [pair for pair in headers if pair[0].lower() != b"allow"]
+                    headers.append((b"allow", methods.encode()))
                 there = {name.lower() for name, _ in headers}
                 headers.extend(pair for pair in _HEADERS if pair[0] not in there)
                 message = {**message, "headers": headers}

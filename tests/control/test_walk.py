@@ -245,6 +245,18 @@ async def test_other_methods_and_paths_are_refused_as_json(folder: Path) -> None
                 assert await people.ask(who, "GET", path) == 404
 
 
+async def test_options_tell_every_method_of_a_path(folder: Path) -> None:
+    methods: dict[str, set[str]] = {}
+    for route in ROUTES:
+        method, template = route.split(" ")
+        methods.setdefault(concrete(template, "1"), {"OPTIONS"}).add(method)
+    async with control(folder, SETTINGS) as running, running.browser() as stranger:
+        for path, wanted in methods.items():
+            answer = await stranger.options(path)
+            assert answer.status_code == 204
+            assert wanted <= set(answer.headers["allow"].split(", ")), path
+
+
 async def test_secrets_are_in_no_answer(folder: Path) -> None:
     """Whatever is asked by whoever, what was written as a secret never comes back."""
     async with control(folder, SETTINGS) as running, People(running) as people:

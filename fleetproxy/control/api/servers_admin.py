@@ -31,12 +31,19 @@ RESOLVE_S = 3.0
 #: Servers tried at once.
 MAX_TRIALS = 8
 TRIAL_FAULT = "url required; model and prompt are texts, the other fields those of a server"
-ADD_FAULT = "name and url required; url is http(s)://host[:port][/prefix], kind is ollama or openai"
+ADD_FAULT = (
+    "name and url required; url is http(s)://host[:port][/prefix], kind is ollama or openai, apiKey printable ASCII "
+    "without spaces, hostHeader host or host:port"
+)
+CHANGE_FAULT = "isDisabled must be a boolean"
 
 _Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 _Gigabytes = Annotated[float, Meta(gt=0, le=1_000_000)]
 _Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 _Text = Annotated[str, Meta(max_length=1024)]
+#: They become lines of requests, and a name in a handshake: what the configuration file may say, and nothing else.
+_Token = Annotated[str, Meta(max_length=1024, pattern=r"^[\x21-\x7e]*\Z")]
+_Host = Annotated[str, Meta(max_length=1024, pattern=r"^[A-Za-z0-9.:_\[\]-]*\Z")]
 _Model = Annotated[str, Meta(min_length=1, max_length=256)]
 _Prompt = Annotated[str, Meta(min_length=1, max_length=2000)]
 UNSET = msgspec.UNSET
@@ -50,15 +57,15 @@ class Changes(msgspec.Struct, rename="camel", kw_only=True):
     host: _Text | Unset = UNSET
     kind: Literal["ollama", "openai"] | Unset = UNSET
     backend_type: Literal["ollama", "vllm"] | Unset = UNSET
-    api_key: _Text | Unset | None = UNSET
+    api_key: _Token | Unset | None = UNSET
     vram_gb: _Gigabytes | Unset | None = UNSET
     ram_gb: _Gigabytes | Unset | None = UNSET
     max_concurrent: _Count | Unset | None = UNSET
     embedding_batch_size: _Count | Unset | None = UNSET
     http2: bool | Unset = UNSET
     tls_verify: bool | Unset = UNSET
-    tls_server_name: _Text | Unset | None = UNSET
-    host_header: _Text | Unset | None = UNSET
+    tls_server_name: _Host | Unset | None = UNSET
+    host_header: _Host | Unset | None = UNSET
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] | Unset | None = UNSET
     is_disabled: bool | Unset = UNSET
     is_draining: bool | Unset = UNSET
@@ -125,10 +132,10 @@ async def change_server(request: FleetRequest, server_id: FromPath[str]) -> dict
     """Maintenance (`isDisabled`) and draining (`isDraining`) of any server; settings of one added through the API."""
     services = services_of(request)
     number = path_id(server_id, "server ID")
-    asked = await body(request, Changes, "isDisabled must be a boolean")
+    asked = await body(request, Changes, CHANGE_FAULT)
     fields = asked.fields()
     if not fields and asked.is_disabled is UNSET and asked.is_draining is UNSET:
-        raise BadRequest("isDisabled must be a boolean")
+        raise BadRequest(CHANGE_FAULT)
     if fields:
         entry = await services.store.read(servers.get, number)
         if entry is None:

@@ -18,7 +18,7 @@ from fleetproxy.control.services import services_of
 from fleetproxy.control.state import notices, options
 from fleetproxy.control.state.notices import Subscription, Webhook
 from fleetproxy.core.destination import forbidden
-from fleetproxy.errors import BackendError, BadRequest, PathUnknown
+from fleetproxy.errors import BackendError, BadRequest, ConnectFailed, PathUnknown
 from fleetproxy.settings.servers import BadAddress, parse_url
 
 _log = log.get("control.settings")
@@ -212,6 +212,8 @@ async def _tried(work: Awaitable[None], done: str) -> dict[str, Any]:
         return {"ok": False, "detail": "Telegram refuses it: is the chat id right, and was the bot spoken to first?"}
     except TimeoutError:
         return {"ok": False, "detail": "There was no answer in time."}
+    except ConnectFailed:
+        return {"ok": False, "detail": "Nothing answers there: the connection could not be made."}
     except BackendError as error:
         return {"ok": False, "detail": str(error)}
     return {"ok": True, "detail": done}
@@ -223,7 +225,9 @@ def mask(token: str) -> str:
 
 
 async def _check_webhook(request: FleetRequest, url: str) -> None:
-    base, _, _ = url.partition("?")
+    base, _, query = url.partition("?")
+    if not all("!" <= letter <= "~" and letter != "#" for letter in query):
+        raise BadRequest("url: a query is printable ASCII without spaces; write other characters as %XX")
     try:
         address = parse_url(base, "openai")
         found = await services_of(request).resolver.look_up(address.host, 3.0)

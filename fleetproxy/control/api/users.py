@@ -49,7 +49,7 @@ class UserUpdate(msgspec.Struct, rename="camel"):
 
 
 class NewKey(msgspec.Struct, rename="camel"):
-    label: Annotated[str, Meta(min_length=1, max_length=64)] = keys.DEFAULT_LABEL
+    label: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+\Z")] = keys.DEFAULT_LABEL
     scopes: Annotated[tuple[Scope, ...], Meta(min_length=1, max_length=3)] = ("inference",)
     models: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=256)] | None = (
         None

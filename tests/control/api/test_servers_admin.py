@@ -123,6 +123,26 @@ async def test_unfit_servers_are_refused(control: Control, payload: dict[str, ob
     assert await control.services.server_entries() == []
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("apiKey", "key\r\nEvil: 1"), ("apiKey", "a b"), ("apiKey", "ä"), ("apiKey", "key\n"),
+        ("hostHeader", "a\r\nX: y"), ("hostHeader", "a b"), ("hostHeader", "a/b"), ("hostHeader", "a\n"),
+        ("tlsServerName", "a\0"), ("tlsServerName", "a b"),
+    ],
+)  # fmt: skip
+async def test_what_becomes_a_line_of_a_request_is_one(control: Control, field: str, value: str) -> None:
+    admin = await control.admin()
+    place = {"name": "x", "url": "https://10.0.0.1", field: value}
+    assert (await admin.post("/api/servers", json=place)).status_code == 400
+    assert (await admin.post("/api/servers/test", json=place)).status_code == 400
+    await admin.post("/api/servers", json=GPU)
+    assert (await admin.patch("/api/servers/1", json={field: value})).status_code == 400
+    (entry,) = await control.services.server_entries()
+    assert entry.server
+    assert (entry.server.api_key, entry.server.host_header, entry.server.tls_server_name) == (None, None, None)
+
+
 PLACES = [
     "file:///etc/passwd",
     "gopher://10.0.0.1",

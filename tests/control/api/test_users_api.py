@@ -228,6 +228,8 @@ async def test_a_new_default_key_ends_the_old_one_and_labels_add(control: Contro
     [
         {"label": ""},
         {"label": "x" * 65},
+        {"label": "a\x00b"},
+        {"label": "a\n"},
         {"scopes": []},
         {"scopes": ["everything"]},
         {"models": [""]},
