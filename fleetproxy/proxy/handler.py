@@ -152,7 +152,7 @@ class Handler:
         endpoint = exchange.endpoint
         own = exchange.head.own
         given = own.get(b"x-ollama-pin-server")
-        pin = given.decode("latin-1").strip() or None if given is not None else None
+        pin = _text(given).strip() or None if given is not None else None
         if endpoint.pinned:
             pin = doors.pinned(exchange.snapshot.table, exchange.raw_path)
         model = seen.model if seen is not None else None
@@ -213,6 +213,14 @@ class Handler:
             extra=answers.explain_headers(exchange),
         )
         await linger.after(exchange)
+
+
+def _text(value: bytes) -> str:
+    """A header as its sender meant it: UTF-8 nowadays, Latin-1 from some libraries."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _unheard_of(table: RoutingTable, operation: Operation) -> bool:

@@ -217,3 +217,20 @@ async def test_a_refusal_too_long_to_be_read_is_never_passed_on_in_part(start):
             await running.settled()
             [row] = running.records()
             assert (row.outcome, row.error) == ("backend_error", "bad_response")
+
+
+@pytest.mark.parametrize("pin", ["gpü", "GPÜ"])
+@pytest.mark.parametrize("coding", ["utf-8", "latin-1"])
+async def test_a_server_with_letters_beyond_ascii_can_be_pinned(start, pin, coding):
+    async with FaultUpstream() as one, FaultUpstream() as two:
+        one.script = two.script = OK
+        snapshot = snapshot_of([one, two])
+        table = msgspec.structs.replace(snapshot.table, pins={"gpü": 1})
+        async with (
+            start(msgspec.structs.replace(snapshot, table=table)) as running,
+            await connect("127.0.0.1", running.port) as client,
+        ):
+            asked = request("POST", "/api/show", SHOW, [("X-Ollama-Pin-Server", "PIN")])
+            await client.send(asked.replace(b"PIN", pin.encode(coding)))
+            answer = await client.answer()
+            assert (answer.status, answer.header("x-fleet-backend")) == (200, "s1")
