@@ -25,7 +25,8 @@ _EXAMPLES = """\
 
 _SAYS = """\
 How a running fleetproxy and its fleet are, at one glance. Exit code 7 when nobody can be
-served. DONE, FAILED and MEAN are counted since it started."""
+served. DONE, FAILED and MEAN are counted since it started; so is LEFT (-o wide): callers who
+did not stay to the end."""
 
 
 def run(words: list[str]) -> int:
@@ -48,6 +49,9 @@ def _work(fleet: Fleet, asked: argparse.Namespace) -> int:
         if asked.output in ("table", "wide"):
             _head(fleet, view, asked)
         rows = [[row(backend)[place] for place in places] for backend in view.backends]
+        if not rows and asked.output in ("table", "wide"):
+            print("no server and no worker yet; `fleetproxy servers add NAME=URL` adds one")
+            return FINDINGS
         printed(columns, rows, [msgspec.structs.asdict(backend) for backend in view.backends], asked)
     return OK if view.state == "ready" else FINDINGS
 

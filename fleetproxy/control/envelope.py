@@ -133,7 +133,9 @@ class Envelope:
             "state": "draining" if self._draining() or self._gauge("draining") else "ready" if usable else "not_ready",
             "uptime_s": round(max(0.0, now_s - self._began_s), 3),
             "jobs_inflight_total": sum(one["inflight"] for one in everybody),
-            "jobs_completed_total": sum(one["processed_total"] - one["failures_total"] for one in everybody),
+            "jobs_completed_total": sum(
+                one["processed_total"] - one["failures_total"] - one["left_total"] for one in everybody
+            ),
             "jobs_failed_total": sum(one["failures_total"] for one in everybody),
             "scheduler_queue_len": int(self._gauge("queue_waiting")) if lined else 0,
             "scheduler_queue_capacity": self._settings().queue.size if lined else 0,
@@ -169,6 +171,7 @@ class Envelope:
             "avg_processing_ms": round(tally.average_ms, 3),
             "inflight": in_flight,
             "failures_total": tally.failures,
+            "left_total": tally.left,
             "queue_len": 0,
             "last_error": tally.last_error,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fleetproxy.core.record import AuditRecord
+from fleetproxy.core.record import NOT_THE_BACKENDS, AuditRecord
 
 #: Backends counted; of more the least is known anyway, and they are left out.
 MAX_BACKENDS = 4096
@@ -13,12 +13,13 @@ MAX_BACKENDS = 4096
 class Tally:
     """One backend's numbers."""
 
-    __slots__ = ("failures", "last_error", "processed", "processing_ms", "tokens_in", "tokens_out")
+    __slots__ = ("failures", "last_error", "left", "processed", "processing_ms", "tokens_in", "tokens_out")
 
     def __init__(self) -> None:
-        #: Attempts that have ended, and of them those that failed.
+        #: Attempts that have ended, of them those that failed, and those whose caller did not stay to the end.
         self.processed = 0
         self.failures = 0
+        self.left = 0
         self.processing_ms = 0.0
         self.tokens_in = 0
         self.tokens_out = 0
@@ -52,7 +53,9 @@ class Tallies:
                     continue
                 tally.processed += 1
                 tally.processing_ms += attempt.total_ms
-                if attempt.error is not None:
+                if attempt.error in NOT_THE_BACKENDS:
+                    tally.left += 1
+                elif attempt.error is not None:
                     tally.failures += 1
                     tally.last_error = attempt.error
             if record.backend and (record.tokens_in or record.tokens_out):

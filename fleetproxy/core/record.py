@@ -14,6 +14,8 @@ Outcome = Literal[
     "client_gone",  # the caller left first
     "aborted",  # we were stopped while it ran
 ]
+#: Errors of attempts that ended because nobody was left to answer, which is no failure of the backend.
+NOT_THE_BACKENDS = frozenset({"client_gone", "aborted"})
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

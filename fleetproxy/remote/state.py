@@ -23,6 +23,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     slots: int | None = None
     done: int = 0
     failed: int = 0
+    #: Requests whose caller did not stay to the end.
+    left: int = 0
     tokens_out: int = 0
     average_ms: float = 0.0
     vram_used_bytes: int | None = None
@@ -110,6 +112,7 @@ def _backend(entry: Mapping[str, Any], kind: str, status: str) -> Backend:
         slots=entry.get("max_concurrency") or None,
         done=entry.get("processed_total", 0),
         failed=entry.get("failures_total", 0),
+        left=entry.get("left_total", 0),
         tokens_out=entry.get("output_tokens_total", 0),
         average_ms=entry.get("avg_processing_ms", 0.0),
         vram_used_bytes=entry.get("vram_used_bytes"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -110,6 +111,24 @@ def test_status_at_one_glance(place: Place) -> None:
     value = place.say("status", "--json").json
     assert value["state"] == "ready"
     assert {backend["name"] for backend in value["backends"]} == {"big", "small", "vllm", "laptop"}
+
+
+def test_callers_who_left_are_told_apart_from_failures(place: Place) -> None:
+    before = {one["name"]: one for one in place.say("status", "--json").json["backends"]}["vllm"]
+    body = {"model": "meta-llama/Llama-3.1-8B", "stream": True, "messages": [{"role": "user", "content": "hello"}]}
+    with socket.create_connection((place.service.host, place.service.port)) as caller:
+        encoded = json.dumps(body).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(encoded)}\r\n\r\n"
+        place.fakes["vllm"].fault("hang", path="/v1/chat")
+        caller.sendall(head.encode() + encoded)
+        until(lambda: place.say("status", "--json").json["in_flight"], 5, "it is asked")
+
+    def left() -> bool:
+        found = {one["name"]: one for one in place.say("status", "--json").json["backends"]}["vllm"]
+        assert found["failed"] == before["failed"]
+        return bool(found["left"] == before["left"] + 1)
+
+    until(left, 10, "it has left")
 
 
 def test_top_prints_once_where_there_is_no_terminal(place: Place) -> None:
@@ -378,8 +397,6 @@ def test_an_address_that_is_none_is_wrong_usage() -> None:
 
 
 def test_a_server_that_says_nothing_is_exit_code_124() -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent:
         said = say("status", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}", "--timeout", "0.2")
     assert said.code == 124

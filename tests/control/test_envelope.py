@@ -131,9 +131,21 @@ def test_a_worker_has_every_field_nfrx_gives_it() -> None:
         "avg_processing_ms": 10.0,
         "inflight": 1,
         "failures_total": 1,
+        "left_total": 0,
         "queue_len": 0,
         "last_error": "backend_reset",
     }
+
+
+def test_a_caller_who_left_is_no_failure_of_who_was_asked() -> None:
+    house = House()
+    house.guests = [Visitor(worker(), None)]
+    house.watch.tallies.feed([row(), row(errors=("client_gone",)), row(errors=("backend_reset", "aborted"))])
+    (found,) = house.plugins()["llm"]["workers"]
+    assert (found["processed_total"], found["failures_total"], found["left_total"]) == (4, 1, 2)
+    assert found["last_error"] == "backend_reset"
+    summary = house.plugins()["llm"]["server"]
+    assert (summary["jobs_completed_total"], summary["jobs_failed_total"]) == (1, 1)
 
 
 def test_the_summary_counts_and_says_how_we_are() -> None:

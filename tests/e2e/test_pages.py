@@ -61,6 +61,10 @@ def test_the_state_page_shows_everything_as_text(
             if all(text in page for text in SHOWN):
                 break
     assert complaints == []
+    tables = [
+        re.sub(r"(?s)<template.*?</template>", "", table) for table in re.findall(r"<table.*?</table>", page, re.DOTALL)
+    ]
+    assert {("hidden" in table.partition(">")[0], "<td" in table) for table in tables} == {(True, False), (False, True)}
     assert "pwned" not in page.partition("<title>")[2].partition("</title>")[0]
     assert page.count("<img") == page.count('<img src="/state/mark.svg"') == 1
     assert page.count("<script") == 2  # look.js and state.js

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from fleetproxy.core.record import AuditRecord
+from fleetproxy.core.record import NOT_THE_BACKENDS, AuditRecord
 
 #: Rates are over this long; failures are counted over that long.
 RATE_S, FAILURES_S = 10, 60
@@ -16,8 +16,6 @@ LATE_S = 2
 #: Backends counted; of more nothing is known.
 MAX_BACKENDS = 4096
 EVERYBODY = ""
-#: Attempts end so without the backend's doing: its caller left, or we were stopped.
-_NOT_THE_BACKEND = frozenset({"client_gone", "aborted"})
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -71,7 +69,7 @@ class Rates:
                 began_s = record.started_at_us / 1e6
                 ended_s = began_s + record.total_ms / 1000
                 for attempt in record.attempts:
-                    if attempt.error is not None and attempt.error not in _NOT_THE_BACKEND:
+                    if attempt.error is not None and attempt.error not in NOT_THE_BACKENDS:
                         failed_s = began_s + (attempt.started_ms + attempt.total_ms) / 1000
                         self._fail(attempt.backend, attempt.error, failed_s, oldest)
                 if ended_s < oldest or ended_s > now_s + FAILURES_S:

@@ -92,6 +92,7 @@ function show(section, state) {
     const list = Array.isArray(entries) ? [...entries] : [];
     if (template.hasAttribute("data-sorted")) list.sort(SORTS[sort.value]);
     rows(template, list);
+    template.closest("table")?.toggleAttribute("hidden", list.length === 0);  // heads of nothing
   }
   for (const node of section.querySelectorAll("[data-none]")) {
     const entries = at(state, node.dataset.none);
