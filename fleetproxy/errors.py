@@ -221,8 +221,7 @@ class BadRpc(ClientError):
 
 
 class RelayFrameLimit(ClientError):
-    """This relay speaks nfrx's protocol, which takes messages of at most 32768 bytes; `fleetproxy worker mcp` has no
-    such limit."""
+    """This relay's protocol (nfrx's) takes at most 32768 bytes a message; `fleetproxy worker mcp` takes more."""
 
     status, code = 413, "relay_frame_limit"
 

@@ -17,6 +17,8 @@ from fleetproxy.testing.service import Service
 from fleetproxy.testing.spawned import FakeProcess
 from fleetproxy.testing.stage import Stage
 from tests.e2e.fault_cases import rounds
+from tests.e2e.go_socket import free_port
+from tests.e2e.nfrx_rows import API_KEY, CLIENT_KEY, Rows
 
 #: Every fake of these tests has this seed and this moment, so that equal requests give equal bytes.
 SAME = {"seed": 7, "epoch": 1_760_000_000, "speed": 0}
@@ -134,6 +136,26 @@ async def stage(running_stage: Stage) -> AsyncIterator[Stage]:
     await running_stage.reset()
     yield running_stage
     await running_stage.settle()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running_rows(folder: Path) -> AsyncIterator[Rows]:
+    """A service at two processes for peers of nfrx's protocol."""
+    port = free_port()
+    auth = {"api_key": API_KEY, "client_key": CLIENT_KEY}
+    stage = await Stage.open(folder / "rows", processes=2, auth=auth, hub={"listen": f"127.0.0.1:{port}"})
+    yield Rows(stage, port)
+    await stage.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def rows(running_rows: Rows) -> AsyncIterator[Rows]:
+    stage = running_rows.stage
+    stage.asked.clear()
+    stage.perhaps.clear()
+    await stage.recount()
+    yield running_rows
+    await stage.settle()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -6,16 +6,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from fleetproxy.testing.spawned import until
-from fleetproxy.testing.stage import Stage
 from tests.e2e.fault_cases import rounds
-from tests.e2e.go_socket import free_port
-from tests.e2e.test_nfrx_rows import API_KEY, BEARER, CHAT, CLIENT_KEY, Agent, Rows, chat
+from tests.e2e.nfrx_rows import BEARER, CHAT, Agent, Rows, chat
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -46,25 +42,6 @@ CASES = {
     "W-31": "tests/e2e/test_faults_floods.py::test_w31_all_workers_come_back_at_once",
     "W-34": "tests/e2e/test_faults_mcp.py::test_w34_a_relay_that_has_its_id_is_known_to_every_process",
 }
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rows]:
-    port = free_port()
-    auth = {"api_key": API_KEY, "client_key": CLIENT_KEY}
-    folder = tmp_path_factory.mktemp("workers")
-    stage = await Stage.open(folder, processes=2, auth=auth, hub={"listen": f"127.0.0.1:{port}"})
-    yield Rows(stage, port)
-    await stage.close()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def rows(running: Rows) -> AsyncIterator[Rows]:
-    running.stage.asked.clear()
-    running.stage.perhaps.clear()
-    await running.stage.recount()
-    yield running
-    await running.stage.settle()
 
 
 async def test_w12_heartbeats_do_not_keep_a_request_waiting(rows: Rows) -> None:
