@@ -74,7 +74,7 @@ class Sink:
         #: Lines that could not be written, since the start of this process.
         self.dropped = 0
         self._socket: socket.socket | None = None
-        self._file = descriptor
+        self._given = self._file = descriptor
         self._torn = False
         try:
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
@@ -85,6 +85,13 @@ class Sink:
                 self._file = os.open(f"/dev/fd/{descriptor}", flags)
         except OSError:
             pass  # not ours to reopen (or closed): write to it as it is
+
+    def close(self) -> None:
+        """Give up what is ours; the descriptor it was made for stays."""
+        if self._socket is not None:
+            self._socket.close()
+        elif self._file != self._given:
+            os.close(self._file)
 
     def write(self, line: bytes) -> None:
         if self._torn:
@@ -162,8 +169,10 @@ sink = Sink()
 
 def setup(settings: Settings, process: str) -> None:
     """Point every logger of this process at standard error. Calling it again applies changed settings."""
-    global sink  # noqa: PLW0603  (one process, one standard error)
-    sink = Sink()
+    global sink
+    before, sink = sink, Sink()
+    sink.dropped = before.dropped
+    before.close()
     level = _LEVELS[settings.log.level]
     terminal = os.isatty(2)
     _Emitter.silent = settings.log.level == "none"

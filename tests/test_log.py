@@ -140,13 +140,15 @@ def test_a_socket_is_written_without_waiting() -> None:
         for _ in range(5000):
             sink.write(b"x" * 1000 + b"\n")
         assert sink.dropped > 0
-        sink._socket.close()  # type: ignore[union-attr]
+        sink.close()
 
 
 def test_nobody_else_on_the_same_pipe_becomes_non_blocking() -> None:
     reader, writer = os.pipe()
-    Sink(writer)
+    sink = Sink(writer)
     assert os.get_blocking(writer)
+    sink.close()
+    os.fstat(writer)
     os.close(reader)
     os.close(writer)
 
@@ -191,3 +193,26 @@ def test_a_level_lets_through_what_it_says_from_us_and_from_libraries(level: str
     assert "no longer" not in said
     assert "still" in said
     assert done.stdout == b""
+
+
+REPEATED = """
+import os
+from fleetproxy import log
+from fleetproxy.settings import Settings
+log.setup(Settings(), "serve")
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(5):
+    log.setup(Settings(), "serve")
+log.get("serve").warning("%d", len(os.listdir("/proc/self/fd")) - before)
+"""
+
+
+@pytest.mark.parametrize("to_socket", [False, True])
+def test_a_reload_costs_no_descriptor(to_socket: bool, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with (tmp_path / "log").open("wb") as file:
+            error = theirs.fileno() if to_socket else file.fileno()
+            subprocess.run([sys.executable, "-c", REPEATED], stderr=error, check=True, cwd=tmp_path)
+        line = ours.recv(4096) if to_socket else (tmp_path / "log").read_bytes()
+    assert line.endswith(b'"msg":"0"}\n')
