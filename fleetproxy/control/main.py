@@ -47,6 +47,7 @@ from fleetproxy.link.messages import Count, Hello, Message, Observe, RelaysPulse
 from fleetproxy.link.server import LinkServer
 from fleetproxy.process import Process
 from fleetproxy.settings import Settings
+from fleetproxy.settings.files import certificate_end
 from fleetproxy.transport.httpx_client import HttpxClient
 
 _log = log.get("control")
@@ -141,7 +142,13 @@ class Control:
             processes=self.processes,
         )
         self.live = Live(self.sight(), hosts=self.hosts)
-        self.metrics = Metrics(process.settings.metrics.max_series, board=self.board)
+        certificate = process.settings.tls.cert
+        ends = certificate_end(certificate) if certificate else None
+        self.metrics = Metrics(
+            process.settings.metrics.max_series,
+            board=self.board,
+            certificate_ends_s=ends.timestamp() if ends else None,
+        )
         self.store = Store(
             data / "analytics.duckdb",
             data / "spool",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
 
 from fleetproxy.core.password_policy import password_fault
 from fleetproxy.doctor.finding import Finding, fail, ok, warn
 from fleetproxy.settings import Settings
+from fleetproxy.settings.files import certificate_end
 from fleetproxy.settings.load import Loaded
 from fleetproxy.settings.problems import ConfigError
 from fleetproxy.settings.servers import is_loopback
@@ -112,15 +111,3 @@ def until_end(name: str, ends: datetime, now: datetime) -> Finding:
     if days < RENEW_DAYS:
         return warn("certificate", f"{name} ends in {days} days ({ends:%Y-%m-%d})", "renew it")
     return ok("certificate", f"{name} holds {days} days more")
-
-
-def certificate_end(path: str) -> datetime | None:
-    """When the first certificate of a PEM file ends; None when it cannot be told."""
-    decode: Any = getattr(getattr(ssl, "_ssl", None), "_test_decode_cert", None)
-    if decode is None:
-        return None
-    try:
-        ends = ssl.cert_time_to_seconds(decode(path)["notAfter"])
-    except (OSError, ssl.SSLError, KeyError, ValueError):
-        return None
-    return datetime.fromtimestamp(ends, UTC)

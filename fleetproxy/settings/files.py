@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fleetproxy.settings.model import Settings
 from fleetproxy.settings.problems import Origin, Origins, Problem
@@ -31,6 +33,18 @@ def check_files(settings: Settings, origins: Origins) -> list[Problem]:
         if text:
             problem(("servers", place, "tls_ca_file"), text)
     return problems
+
+
+def certificate_end(path: str) -> datetime | None:
+    """When the first certificate of a PEM file ends; None when it cannot be told."""
+    decode: Any = getattr(getattr(ssl, "_ssl", None), "_test_decode_cert", None)
+    if decode is None:
+        return None
+    try:
+        ends = ssl.cert_time_to_seconds(decode(path)["notAfter"])
+    except (OSError, ssl.SSLError, KeyError, ValueError):
+        return None
+    return datetime.fromtimestamp(ends, UTC)
 
 
 def _unreadable(path: str) -> str:

@@ -52,11 +52,14 @@ class Metrics:
         max_series: int = SHARES_FOR,
         *,
         board: Board | None = None,
+        certificate_ends_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._max_series = max_series
         self._board = board
+        #: Since the epoch. Certificates are read at start, so it holds until the end.
+        self._certificate_ends_s = certificate_ends_s
         self._clock = clock
         self._wall_us = wall_us
         self._overflow = Overflow()
@@ -251,6 +254,8 @@ class Metrics:
         yield BY_NAME["build_info"], {(fleetproxy.__version__, platform.python_version()): 1}
         yield BY_NAME["config_last_reload_successful"], {(): self._reload_ok}
         yield BY_NAME["config_last_reload_success_timestamp_seconds"], {(): self._reloaded_at_s}
+        ends_s = self._certificate_ends_s
+        yield BY_NAME["tls_certificate_expiry_timestamp_seconds"], {} if ends_s is None else {(): ends_s}
 
 
 _FLEET = (

@@ -105,12 +105,16 @@ _OURS = (
     Family("build_info", "gauge", ("version", "python"), "1; what runs, in the labels.", sampled=False),
     Family("config_last_reload_successful", "gauge", (), "1: the settings read last were good."),
     Family("config_last_reload_success_timestamp_seconds", "gauge", (), "When good settings were read last."),
+    Family(
+        "tls_certificate_expiry_timestamp_seconds", "gauge", (),
+        "When the certificate of the public port ends, in seconds since 1970; absent without one.",
+    ),
     Family("process_up", "gauge", ("process",), "1: the process is connected to control.", 16),
     Family("process_cpu_seconds", "counter", ("process",), "CPU time of a process; starts at 0 with it.", 16),
     Family("process_resident_memory_bytes", "gauge", ("process",), "Resident memory of a process.", 16),
     Family("process_open_fds", "gauge", ("process",), "Open file descriptors of a process.", 16),
     Family("metrics_overflow", "counter", (), "Observations counted under `other`, or left out, for want of room."),
-)
+)  # fmt: skip
 
 #: Counters and gauges the processes report over the link, by the name they use there. A label's value follows a colon
 #: ("retries:connect_failed"). Names not listed are exposed too, with a general help text.

@@ -47,6 +47,12 @@ def metrics(names: tuple[str, ...] = ("gpu1",), models: tuple[str, ...] = ("llam
     return made
 
 
+async def test_the_end_of_the_certificate_is_told_where_there_is_one() -> None:
+    name = "fleetproxy_tls_certificate_expiry_timestamp_seconds"
+    assert (await scraped(metrics(certificate_ends_s=1.8e9)))[name, ()] == 1.8e9
+    assert (name, ()) not in await scraped(metrics())
+
+
 async def scraped(made: Metrics) -> Series:
     body, _ = await made.scrape()
     return series(body)
