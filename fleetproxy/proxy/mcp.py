@@ -202,6 +202,7 @@ class Mcp:
             error_event=lambda error: (
                 rpc_errors.event(error, identity, exchange.request_id) if events and identity else b""
             ),
+            stall_s=exchange.snapshot.limits.write_stall_s,
         )
         upstream.pipe(pump)
         await pump.done

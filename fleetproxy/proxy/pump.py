@@ -38,6 +38,7 @@ class Pump:
         "_patience",
         "_record",
         "_send",
+        "_stall_s",
         "_tap",
         "_untaken",
         "_upstream",
@@ -55,6 +56,7 @@ class Pump:
         marked: bool,
         record: Callable[[Exchange], None],
         error_event: Callable[[FleetError], bytes],
+        stall_s: float | None = None,
     ) -> None:
         self.done: asyncio.Future[bool] = loop.create_future()
         self._exchange = exchange
@@ -66,6 +68,8 @@ class Pump:
         self._marked = marked
         self._record = record
         self._error_event = error_event
+        #: How long the caller may read nothing; None: the exchange's own limit holds meanwhile too.
+        self._stall_s = stall_s
         #: Pieces that wait for the caller to read; and the limit that held for the backend before the first of them.
         self._untaken = 0
         self._patience: tuple[float | None, type[FleetError] | None] = (None, None)
@@ -94,7 +98,8 @@ class Pump:
             waiting: Any = self._send({"type": "http.response.body", "body": data, "more_body": not last})
             if last:
                 if not taken(waiting):
-                    exchange.limit(exchange.snapshot.limits.write_stall_s, ClientGone)
+                    if self._stall_s is not None:
+                        exchange.limit(self._stall_s, ClientGone)
                     waiting.add_done_callback(self._finished, context=None)
                 else:
                     self.done.set_result(True)
@@ -122,7 +127,8 @@ class Pump:
         if not self._untaken:
             exchange = self._exchange
             self._patience = (exchange.time_limit_s, exchange.timeout_error)
-            exchange.limit(exchange.snapshot.limits.write_stall_s, ClientGone)
+            if self._stall_s is not None:
+                exchange.limit(self._stall_s, ClientGone)
             self._upstream.pause()
         self._untaken += 1
         waiting.add_done_callback(self._resumed, context=None)

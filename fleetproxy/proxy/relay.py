@@ -354,6 +354,7 @@ class Relay:
             marked=marked,
             record=plane.recorder.put,
             error_event=lambda error: error_event(exchange, error),
+            stall_s=limits.write_stall_s,
         )
         exchange.limit(limits.stream_idle_s, BackendStalled)
         upstream.pipe(pump)
