@@ -8,11 +8,13 @@ The walls, each enough for what it guards:
     the caller      an administrator; two queries at once; `analytics.query_timeout_s`, then an interrupt
 
 DuckDB cannot interrupt a function that builds one value, nor does its memory limit see that value: `SIZED` functions
-take small constant sizes only. Memory and thread settings are per instance, so a query shares them with loading.
+take small constant sizes only, and what functions make of each other's values may grow `GROWTH_LIMIT`-fold. Memory and
+thread settings are per instance, so a query shares them with loading.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +31,8 @@ SQL_CHARACTERS = 100_000
 RESULT_BYTES = 16 * 1024 * 1024
 #: Longest text or list a `SIZED` function may build for one row.
 SIZE_LIMIT = 10_000
+#: How many times as long as what it is made of a value may be, as far as the text of the query tells.
+GROWTH_LIMIT = 1_000_000
 _FETCH_ROWS = 500
 
 TABLE_FUNCTIONS = frozenset({
@@ -98,6 +102,10 @@ def read(cursor: duckdb.DuckDBPyConnection, sql: str) -> Question:
             raise BadQuery("This form of SELECT is not supported here; write it with GROUP BY, FILTER and CASE")
         for fault in _faults(tree):
             raise BadQuery(fault)
+        if _growth(tree) > GROWTH_LIMIT:
+            raise BadQuery(
+                "The query could build values that are too long; repeat, pad and replace less within another"
+            )
     except (orjson.JSONDecodeError, RecursionError):
         raise BadQuery("The query is nested too deeply") from None
     return question
@@ -184,9 +192,45 @@ def _function_faults(node: dict[str, Any]) -> Iterator[str]:
 
 
 def _small(node: Any) -> bool:
-    value = node.get("value") if isinstance(node, dict) and node.get("class") == "CONSTANT" else None
-    number = value.get("value") if isinstance(value, dict) else None
+    number = _constant(node)
     return isinstance(number, int) and 0 <= number <= SIZE_LIMIT
+
+
+def _constant(node: Any) -> Any:
+    """The value of a node that is one."""
+    value = node.get("value") if isinstance(node, dict) and node.get("class") == "CONSTANT" else None
+    return value.get("value") if isinstance(value, dict) else None
+
+
+def _growth(node: Any) -> int:
+    """How many times as long as what it is made of a value of this part may be: a function's share times that of its
+    arguments; of a SELECT, what it makes of its tables times what those make of theirs."""
+    if isinstance(node, list):
+        return max(map(_growth, node), default=1)
+    if not isinstance(node, dict):
+        return 1
+    if node.get("type") == "TABLE_FUNCTION":
+        return _growth(node["function"].get("children"))  # as many rows as it likes
+    # The tables of a WITH may be made of each other.
+    below = math.prod(map(_growth, (node.get("cte_map") or {}).get("map") or ())) * _growth(node.get("from_table"))
+    here = max((_growth(value) for name, value in node.items() if name not in ("cte_map", "from_table")), default=1)
+    return (_share(node) if node.get("class") == "FUNCTION" else 1) * below * here
+
+
+def _share(function: dict[str, Any]) -> int:
+    """The same of one function alone."""
+    name, children = str(function.get("function_name", "")).lower(), function.get("children") or []
+    told = [_constant(child) for child in children]
+    if name in SIZED:
+        return max([1, *(told[place] for place in SIZED[name] if place < len(told) and isinstance(told[place], int))])
+    if name in ("replace", "regexp_replace") and len(told) > 2:
+        return max(1, len(told[2])) if isinstance(told[2], str) else SIZE_LIMIT
+    if name in ("printf", "format", "string_format") and told:
+        # A width, in the format or (`*`, `{}` within a field) among the arguments.
+        if not isinstance(told[0], str) or re.search(r"%[-+ #0]*\*|\{[^{}]*\{", told[0]):
+            return GROWTH_LIMIT + 1
+        return max([1, *(min(int(width), GROWTH_LIMIT + 1) for width in re.findall(r"[0-9]{1,18}", told[0]))])
+    return 1
 
 
 def _explained(error: duckdb.Error) -> Exception:
