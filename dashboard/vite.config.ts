@@ -27,6 +27,8 @@ export default defineConfig({
     },
   },
   server: {
+    // The names of colours are shared with the pages beside the dashboard.
+    fs: { allow: ['..'] },
     // `just ui-dev`: pages from Vite, data from a running fleetproxy.
     proxy: Object.fromEntries(
       ['/api', '/v1', '/state', '/metrics', '/healthz', '/readyz'].map((path) => [

@@ -1,5 +1,7 @@
 /** What a route answers, kept fresh: asked at once, again whenever what it is asked by changes, and every so often. */
 
+import { untrack } from 'svelte'
+
 import { words } from '$/api'
 
 export interface Fetched<Value> {
@@ -47,8 +49,9 @@ export function fetched<Value>(ask: (signal: AbortSignal) => Promise<Value>, eve
 
   $effect(() => {
     void refresh()
+    // What is slower than its beat is waited for, not asked anew each time.
     const again = () => {
-      if (document.visibilityState === 'visible') void refresh()
+      if (document.visibilityState === 'visible' && !untrack(() => busy)) void refresh()
     }
     const timer = every_ms === undefined ? undefined : setInterval(again, every_ms)
     document.addEventListener('visibilitychange', again)

@@ -1,4 +1,4 @@
-import './style/tokens.css'
+import '../../fleetproxy/control/pages/state/tokens.css'
 import './style/base.css'
 
 import { mount } from 'svelte'

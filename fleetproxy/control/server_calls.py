@@ -50,7 +50,8 @@ async def load(caller: Caller, backend: Backend, model: str, keep_alive: str | N
     """Bring a model into memory."""
     body: dict[str, Any] = {"model": model, "prompt": "", "stream": False}
     if keep_alive is not None:
-        body["keep_alive"] = keep_alive
+        # Ollama takes seconds as a number; as text they would need their unit.
+        body["keep_alive"] = int(keep_alive) if keep_alive.removeprefix("-").isdecimal() else keep_alive
     await _ask(caller, _ollama(backend), "/api/generate", body, LOAD_S)
 
 

@@ -7,22 +7,16 @@ from pathlib import Path
 
 from fleetproxy.control import pages
 
-TOKENS = Path(__file__).resolve().parents[2] / "dashboard/src/style/tokens.css"
+MAIN = Path(__file__).resolve().parents[2] / "dashboard/src/main.ts"
 
 
-def _names(sheet: str, theme: str) -> dict[str, str]:
-    """Colours by name, of one theme."""
-    dark = sheet.index("theme='dark'") if "theme='dark'" in sheet else sheet.index('theme="dark"')
-    part = sheet[dark:] if theme == "dark" else sheet[:dark]
-    return dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]+)", part.partition("\n}")[0] if theme == "dark" else part))
-
-
-def test_colours_are_those_of_the_dashboard() -> None:
-    look = pages.folder("state")["look.css"].content.decode()
-    for theme in ("light", "dark"):
-        own, known = _names(look, theme), _names(TOKENS.read_text(), theme)
-        assert len(own) >= 20
-        assert own.items() <= known.items()
+def test_colours_have_one_place_which_the_dashboard_is_built_with() -> None:
+    sheet = pages.folder("state")["tokens.css"].content.decode()
+    light, dark = sheet.split("[data-theme='dark']")
+    names = [set(re.findall(r"--([a-z0-9-]+): #", part)) for part in (light, dark)]
+    assert len(names[0]) >= 20
+    assert names[0] == names[1], "a colour of one theme alone"
+    assert "import '../../fleetproxy/control/pages/state/tokens.css'" in MAIN.read_text()
 
 
 def test_each_page_has_the_look_and_a_way_back() -> None:
@@ -32,10 +26,10 @@ def test_each_page_has_the_look_and_a_way_back() -> None:
         for asset in re.findall(r'<(?:link|script|img)\b[^>]*(?:href|src)="(/[^"]+)"', page):
             where, _, file = asset.rpartition("/")
             assert file in pages.folder({"/state": "state", "/api/client": "client"}[where]), asset
-        assert page.index("look.js") < page.index("look.css")
+        assert page.index("look.js") < page.index("tokens.css") < page.index("look.css")
         assert page.count("aria-current") == 1
 
 
 def test_sheets_say_no_colour_of_their_own() -> None:
-    for folder, name in (("state", "state.css"), ("client", "client.css")):
+    for folder, name in (("state", "state.css"), ("state", "look.css"), ("client", "client.css")):
         assert not re.search(r"#[0-9a-f]{3,8}\b", pages.folder(folder)[name].content.decode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.dashboard.kit import PHONE, THEMES, Theme, Visit, accessible, expect,
 @pytest.fixture(scope="module")
 def service(built: None, fleet: dict[str, FakeProcess], folder: Path) -> Iterator[Service]:
     """Its registry is one of the fakes: it has no model of this name, so that each counts as one's own."""
-    servers = {name: {"url": fake.url, "max_concurrent": 4} for name, fake in fleet.items()}
+    servers = {name: {"url": fake.url, "max_concurrent": 4, "vram_gb": 48} for name, fake in fleet.items()}
     settings = {"discovery": {"ollama_registry_url": fleet["big"].url}}
     with Service(folder / "service", servers, settings=settings) as made:
         yield made
@@ -60,6 +61,37 @@ def test_the_explanation_follows_the_path_and_the_fleet(visit: Visit, service: S
         expect(drawer).to_contain_text("It is disabled or draining: it gets nothing new.")
     finally:
         service.admin("PATCH", f"/api/servers/{big}", {"isDraining": False})
+
+
+def test_who_uses_a_model_and_what_loading_it_costs_is_told(visit: Visit, service: Service) -> None:
+    headers = {"Content-Type": "application/json", "X-Ollama-Source": "night-shift"}
+    assert service.fetch("POST", "/api/chat", b'{"model": "llama3.2:3b", "messages": []}', headers)[0] == 200
+    page = visit("/models/llama3.2:3b")
+    drawer = page.get_by_role("dialog", name="llama3.2:3b")
+    users = drawer.get_by_role("list", name="Who uses it")
+    expect(users).to_contain_text("night-shift")
+    costs = drawer.get_by_role("list", name="What loading it costs")
+    expect(costs).to_contain_text(re.compile("fits beside what is there: takes .* of .* free"))
+    accessible(page)
+    users.get_by_role("link", name="night-shift").click()
+    expect(page).to_have_title(re.compile("Requests"))
+    assert "source=night-shift" in page.url
+
+
+def test_a_model_is_kept_in_memory_and_let_go(visit: Visit, service: Service) -> None:
+    page = visit("/models/qwen3:8b")
+    drawer = page.get_by_role("dialog", name="qwen3:8b")
+    home = drawer.get_by_role("list", name="Where it is").get_by_role("listitem").filter(has_text="big")
+    big = next(one["id"] for one in service.admin("GET", "/api/servers") if one["name"] == "big")
+    drawer.get_by_role("button", name="Actions for big").click()
+    page.get_by_role("menuitem", name="Keep in memory").click()
+    expect(page.get_by_text("qwen3:8b stays in the memory of big.")).to_be_visible()
+    expect(home).to_contain_text("stays")
+    drawer.get_by_role("button", name="Actions for big").click()
+    page.get_by_role("menuitem", name="Let it leave when unused").click()
+    expect(home).to_contain_text("leaves in")
+    service.admin("POST", "/api/models/unload", {"modelName": "qwen3:8b", "serverId": big})
+    expect(home).to_contain_text("On disk")
 
 
 def test_a_model_is_pulled_with_progress_loaded_unloaded_and_deleted(

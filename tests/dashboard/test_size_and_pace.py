@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import re
 import statistics
 from collections.abc import Callable, Iterator
@@ -22,11 +21,12 @@ SHELL_BYTES = 150 * 1024
 SERVERS, MODELS = 50, 500
 #: From a key or a click to the picture that shows what it did; what browsers call interaction to next paint.
 FELT_MS = 100.0
-#: Machines that do other things meanwhile are given three times as long.
-ALLOWED_MS = FELT_MS if os.environ.get("FLEETPROXY_FAULT_ROUNDS") == "full" else 3 * FELT_MS
 ROUNDS = 5
+#: What else the machine does only ever adds time: what the page itself needs is the best of so many medians.
+TRIES = 3
 
 _WATCH = """() => {
+    if (!PerformanceObserver.supportedEntryTypes.includes('event')) throw new Error('this browser does not tell')
     window.felt = []
     new PerformanceObserver((list) => { for (const one of list.getEntries()) window.felt.push(one.duration) })
         .observe({ type: 'event', durationThreshold: 16 })
@@ -95,15 +95,28 @@ def page(crowd: Service, browser: Browser, folder: Path) -> Iterator[Page]:
 
 
 def felt(page: Page, *acts: Callable[[], None]) -> float:
-    """Median of five rounds of the longest of these acts, ms."""
-    found = []
-    for _ in range(ROUNDS):
-        longest = 0.0
-        for act in acts:
-            act()
-            longest = max(longest, page.evaluate(_FELT))
-        found.append(longest)
-    return statistics.median(found)
+    """Median of five rounds of the longest of these acts, ms; the best of three where the first is too long."""
+    best = float("inf")
+    for _ in range(TRIES):
+        found = []
+        for _ in range(ROUNDS):
+            longest = 0.0
+            for act in acts:
+                act()
+                longest = max(longest, page.evaluate(_FELT))
+            found.append(longest)
+        best = min(best, statistics.median(found))
+        if best < FELT_MS:
+            break
+    return best
+
+
+def test_an_answer_that_takes_long_is_seen_to(page: Page) -> None:
+    page.evaluate("""() => addEventListener('keydown', () => {
+        const until = performance.now() + 150
+        while (performance.now() < until);
+    })""")
+    assert felt(page, lambda: page.keyboard.press("Shift")) >= 150 - 8  # browsers tell it in steps of 8
 
 
 def test_the_fleet_of_fifty_servers_is_fluid(page: Page) -> None:
@@ -112,11 +125,11 @@ def test_the_fleet_of_fifty_servers_is_fluid(page: Page) -> None:
     search = page.get_by_label("Search servers, workers and models in memory")
     search.focus()
     took = felt(page, lambda: page.keyboard.press("4"), lambda: page.keyboard.press("Backspace"))
-    assert took < ALLOWED_MS, f"{took} ms to narrow"
+    assert took < FELT_MS, f"{took} ms to narrow"
     took = felt(page, lambda: table.get_by_role("row").nth(3).click(), lambda: page.keyboard.press("Escape"))
-    assert took < ALLOWED_MS, f"{took} ms to open a server"
+    assert took < FELT_MS, f"{took} ms to open a server"
     took = felt(page, lambda: page.get_by_title("Cards").click(), lambda: page.get_by_title("Rows").click())
-    assert took < ALLOWED_MS, f"{took} ms to change all rows to cards and back"
+    assert took < FELT_MS, f"{took} ms to change all rows to cards and back"
 
 
 def test_the_palette_finds_among_five_hundred_models_at_once(page: Page) -> None:
@@ -124,7 +137,7 @@ def test_the_palette_finds_among_five_hundred_models_at_once(page: Page) -> None
     box = page.get_by_role("combobox")
     expect(box).to_be_focused()
     took = felt(page, *(lambda key=key: page.keyboard.press(key) for key in ("4", "2", "Backspace", "Backspace")))
-    assert took < ALLOWED_MS, f"{took} ms to find"
+    assert took < FELT_MS, f"{took} ms to find"
 
 
 def test_five_hundred_models_are_narrowed_and_sorted_fluidly(page: Page) -> None:
@@ -134,10 +147,10 @@ def test_five_hundred_models_are_narrowed_and_sorted_fluidly(page: Page) -> None
     assert table.get_by_role("row").count() < 100, "only the rows in sight are drawn"
     head = table.get_by_role("columnheader").first.get_by_role("button")
     took = felt(page, head.click)
-    assert took < ALLOWED_MS, f"{took} ms to sort"
+    assert took < FELT_MS, f"{took} ms to sort"
     page.keyboard.press("/")
     took = felt(page, lambda: page.keyboard.press("4"), lambda: page.keyboard.press("Backspace"))
-    assert took < ALLOWED_MS, f"{took} ms to narrow"
+    assert took < FELT_MS, f"{took} ms to narrow"
 
 
 def test_filters_of_requests_suggest_models_without_delay(page: Page) -> None:
@@ -145,4 +158,4 @@ def test_filters_of_requests_suggest_models_without_delay(page: Page) -> None:
     model = page.get_by_label("Model", exact=True)
     model.focus()
     took = felt(page, lambda: page.keyboard.press("f"), lambda: page.keyboard.press("Backspace"))
-    assert took < ALLOWED_MS, f"{took} ms to write"
+    assert took < FELT_MS, f"{took} ms to write"

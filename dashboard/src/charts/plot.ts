@@ -43,6 +43,9 @@ export interface Hooks {
   moved: (index: number | null, left: number, top: number) => void
 }
 
+/** Steps between counts. */
+const WHOLE = Array.from({ length: 12 }, (_, power) => [1, 2, 5].map((one) => one * 10 ** power)).flat()
+
 const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3]]
 
 /** A line's dash: series that share a colour differ in it, and so do all to those who see no colours. */
@@ -109,7 +112,8 @@ export function options(
       },
     },
     scales: {
-      x: { time: true },
+      // Half a step before the first and after the last: neither is cut off at the edge.
+      x: { time: true, range: (plot, low, high) => around(plot.data[0], low, high) },
       y: look.log
         ? { distr: 3, range: (_, low, high) => [10 ** Math.floor(Math.log10(low || 1)), 10 ** Math.ceil(Math.log10(high || 1))] }
         : { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.08 : 1] },
@@ -124,7 +128,7 @@ export function options(
         values: (_, splits) => splits.map((value) => (value == null ? '' : quantity(value, look.unit))),
         ...(look.log ? { filter: (_, splits) => splits.map((v) => (Number.isInteger(Math.log10(v)) ? v : null)) } : {}),
         // Half a request is nothing one could count.
-        ...(look.unit === 'count' && !look.log ? { filter: (_, splits) => splits.map((v) => (Number.isInteger(v) ? v : null)) } : {}),
+        ...(look.unit === 'count' && !look.log ? { incrs: WHOLE } : {}),
       },
     ],
     series: [{}, ...drawn],
@@ -152,11 +156,29 @@ function line(one: Series, index: number, look: Look, color: (name: string) => s
     stroke,
     width: bars ? 0 : 1.75,
     dash: dash(index),
-    points: { show: false },
+    // A value between two gaps makes no line: it is shown as a point.
+    points: bars ? { show: false } : { show: true, size: 5, fill: stroke, filter: (plot, at) => alone(plot.data[at] ?? []) },
     ...(look.kind === 'stack' ? { fill: mixed(stroke, color('--surface')) } : {}),
     ...(look.kind === 'area' ? { fill: `${stroke}2b` } : {}),
     ...(bars ? { fill: stroke, paths: uPlot.paths.bars?.({ size: [0.75, 34], radius: 0.15 }) } : {}),
   } as uPlot.Series
+}
+
+/** What the times span, and half a step more at each end. A stretch drawn inside a chart is left as it is. */
+function around(times_s: ArrayLike<number>, low: number | null, high: number | null): [number, number] {
+  const [first, last] = [times_s[0], times_s[times_s.length - 1]]
+  if (first === undefined || last === undefined) return [low ?? 0, high ?? 1]
+  const half = ((times_s[1] ?? first + 60) - first) / 2
+  return low === null || high === null || (low <= first && high >= last) ? [first - half, last + half] : [low, high]
+}
+
+/** Where a value has none beside it. */
+function alone(values: ArrayLike<number | null | undefined>): number[] {
+  const found = []
+  for (let at = 0; at < values.length; at += 1) {
+    if (values[at] != null && values[at - 1] == null && values[at + 1] == null) found.push(at)
+  }
+  return found
 }
 
 /** A third of one colour on another, opaque, so that what lies under it does not shine through. */

@@ -24,7 +24,7 @@ type Shared =
   | { kind: 'status'; status: Status; why: string | null }
   | { kind: 'heard' }
   | { kind: 'who?' }
-  | { kind: 'everything'; state: ReturnType<typeof everything>; id: string | null; hello: Hello | null; status: Status }
+  | { kind: 'everything'; state: ReturnType<typeof everything>; id: string | null; hello: Hello | null; skew_ms: number; status: Status }
   | { kind: 'session' }
 
 let status = $state<Status>('connecting')
@@ -244,13 +244,13 @@ function told(event: MessageEvent<Shared>): void {
     case 'heard':
       return heard()
     case 'who?':
-      return share({ kind: 'everything', state: everything(), id: last_id, hello, status })
+      return share({ kind: 'everything', state: everything(), id: last_id, hello, skew_ms, status })
     case 'everything':
       if (hello !== null || leading) return
       adopt(message.state)
       last_id = message.id
       hello = message.hello
-      if (hello) skew_ms = 0
+      skew_ms = message.skew_ms
       status = message.status
       heard_ms = framed_ms = Date.now()
       return

@@ -12,7 +12,7 @@ export interface Column<Row> {
   cell?: Snippet<[Row, Column<Row>]>
   /** As text, for values that are written otherwise than they are sorted. */
   text?: (row: Row) => string
-  /** Width in px; without one the columns share what is left (at least 120). */
+  /** Width in px; without one the columns share what is left (at least 150). */
   width?: number
   /** Stays in sight while the others scroll sideways: the first column alone. */
   stuck?: boolean
@@ -22,8 +22,26 @@ export interface Column<Row> {
   sortable?: boolean
   /** Not shown until the user asks for it. */
   hidden?: boolean
-  /** Left out on narrow screens, unless the user asks for it. */
+  /** Left out where there is no room for all, the last of them first, unless the user asks for it. */
   wide?: boolean
+}
+
+const LEAST_PX = 150
+
+/** Room that columns need, px. */
+export function together_px<Row>(columns: readonly Column<Row>[]): number {
+  return columns.reduce((sum, one) => sum + (one.width ?? LEAST_PX), 0)
+}
+
+/** Ids of the columns shown where nobody has chosen: those that may be left out go, the last first, until the rest fits. */
+export function fitting<Row>(columns: readonly Column<Row>[], room_px: number): string[] {
+  let left = columns.filter((one) => !one.hidden)
+  while (together_px(left) > room_px) {
+    const last = left.findLast((one) => one.wide)
+    if (!last) break
+    left = left.filter((one) => one !== last)
+  }
+  return left.map((one) => one.id)
 }
 
 /** Order of two cells: numbers by size, words by the language, nothing last. */

@@ -19,13 +19,13 @@ export interface Filter {
 }
 
 export const FILTERS: readonly Filter[] = [
-  { id: 'model', label: 'Model', column: 'model', hint: 'any', width: 184 },
+  { id: 'model', label: 'Model', column: 'model', hint: 'any', width: 168 },
   { id: 'server', label: 'Server', column: 'backend', hint: 'any' },
   { id: 'source', label: 'Source', column: 'source', hint: 'anyone' },
   { id: 'user', label: 'User', column: '"user"', hint: 'anyone' },
   { id: 'outcome', label: 'Outcome', column: 'outcome', hint: 'any' },
-  { id: 'status', label: 'Status', column: 'status', hint: '404, 5xx', width: 118 },
-  { id: 'request_id', label: 'Request id', column: 'request_id', hint: 'any', width: 168 },
+  { id: 'status', label: 'Status', column: 'status', hint: '5xx', width: 104 },
+  { id: 'request_id', label: 'Request id', column: 'request_id', hint: 'any', width: 150 },
 ]
 
 export const OUTCOMES: Record<Outcome, { tone: Tone; word: string }> = {

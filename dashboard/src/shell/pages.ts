@@ -18,6 +18,8 @@ export interface Page {
   key: string
   group: 'Now' | 'Then' | 'Plan' | 'Manage'
   admin?: boolean
+  /** In the bar of a phone; the others are behind its "More". */
+  phone?: boolean
   load: () => Promise<{ default: Component }>
 }
 
@@ -29,6 +31,7 @@ export const PAGES: readonly Page[] = [
     icon: 'fleet',
     key: 'f',
     group: 'Now',
+    phone: true,
     load: () => import('$/pages/fleet/index.svelte'),
   },
   {
@@ -38,6 +41,7 @@ export const PAGES: readonly Page[] = [
     icon: 'requests',
     key: 'r',
     group: 'Now',
+    phone: true,
     load: () => import('$/pages/requests/index.svelte'),
   },
   {
@@ -66,6 +70,7 @@ export const PAGES: readonly Page[] = [
     icon: 'schedule',
     key: 's',
     group: 'Plan',
+    phone: true,
     load: () => import('$/pages/schedule/index.svelte'),
   },
   {
@@ -75,6 +80,7 @@ export const PAGES: readonly Page[] = [
     icon: 'models',
     key: 'm',
     group: 'Manage',
+    phone: true,
     load: () => import('$/pages/models/index.svelte'),
   },
   {

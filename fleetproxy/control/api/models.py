@@ -38,6 +38,11 @@ class Deletion(Target, rename="camel"):
     acknowledge_custom: bool = False
 
 
+class Loading(Target, rename="camel"):
+    #: For how long it stays in memory unused: `10m`; below nothing is for good. The server's own time without it.
+    keep_alive: Annotated[str, Meta(pattern=r"^-?\d{1,6}(ms|s|m|h)?$")] | None = None
+
+
 @get("/api/models/registry-check", opt=USER)
 async def check_registry(request: FleetRequest) -> dict[str, Any]:
     """Whether a public registry has a model. `?model=X`"""
@@ -92,15 +97,18 @@ async def delete_model(request: FleetRequest) -> Response[dict[str, Any]]:
 
 @post("/api/models/load", opt=ADMIN, status_code=200)
 async def load_model(request: FleetRequest) -> dict[str, Any]:
-    """Bring a model into a server's memory."""
+    """Bring a model into a server's memory; with `keepAlive` for that long (`10m`, `-1m` for good)."""
     services = services_of(request)
-    asked = await body(request, Target, FAULT)
+    asked = await body(request, Loading, FAULT)
     backend = backend_of(services, asked.server_id)
     action, new = await _begin(services, request, "load", asked.model_name, backend)
     if not new:
         raise Conflict("This model is being loaded on this server already")
     return await _finish(
-        services, action, server_calls.load(services.caller, backend, asked.model_name), "Model loaded"
+        services,
+        action,
+        server_calls.load(services.caller, backend, asked.model_name, asked.keep_alive),
+        "Model loaded",
     )
 
 

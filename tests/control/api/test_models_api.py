@@ -263,6 +263,18 @@ async def test_load_and_unload(admin: httpx.AsyncClient, fake: Fake, control: Co
     assert [action["action"] for action in listed] == ["unload"]
 
 
+@pytest.mark.parametrize(("keep", "for_good"), [("-1m", True), ("-1", True), ("10m", False), ("600", False)])
+async def test_a_model_stays_in_memory_for_as_long_as_is_asked(
+    admin: httpx.AsyncClient, fake: Fake, keep: str, for_good: bool
+) -> None:
+    body = {"modelName": "phi:latest", "serverId": 1, "keepAlive": keep}
+    done = (await admin.post("/api/models/load", json=body)).json()
+    assert done["status"] == "success", done
+    running = await ask(fake, "/api/ps")
+    assert (int(running["models"][0]["expires_at"][:4]) > 2100) is for_good
+    assert (await admin.post("/api/models/load", json={**body, "keepAlive": "for ever"})).status_code == 400
+
+
 @pytest.mark.parametrize("path", ["pull", "delete", "load", "unload"])
 async def test_targets_are_checked(admin: httpx.AsyncClient, fake: Fake, path: str) -> None:
     for payload in (

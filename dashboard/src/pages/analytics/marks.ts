@@ -2,8 +2,12 @@
 
 import type { Mark } from '$/charts/plot'
 
+import type { JobRun, ServerEvent, Stay } from './series'
+
 const WORST: NonNullable<Mark['tone']>[] = ['info', 'good', 'warn', 'bad']
 const TOLD = 3
+/** More lines than this are noise: what lies close together is one. */
+const MOST = 48
 
 /** Marks by time; those closer together than `near_ms` are one, as bad as the worst of them. */
 export function gathered(marks: readonly Mark[], near_ms: number): Mark[] {
@@ -19,4 +23,21 @@ export function gathered(marks: readonly Mark[], near_ms: number): Mark[] {
       all.slice(0, TOLD).map((one) => one.label).join(', ') + (all.length > TOLD ? ` and ${all.length - TOLD} more` : ''),
     tone: WORST[Math.max(...all.map((one) => WORST.indexOf(one.tone ?? 'info')))] ?? 'info',
   }))
+}
+
+/** Servers that came and went, models that were loaded and jobs that ran, in a stretch of time; of one server where one is named. */
+export function happened(
+  told: { events: readonly ServerEvent[]; stays: readonly Stay[]; runs: readonly JobRun[] },
+  server: string,
+  from_ms: number,
+  to_ms: number,
+): Mark[] {
+  const all = [
+    ...told.events
+      .filter((one) => !server || one.serverName === server)
+      .map<Mark>((one) => ({ at_ms: Date.parse(one.occurredAt), label: `${one.serverName} ${one.eventType}`, tone: one.eventType === 'online' ? 'good' : 'bad' })),
+    ...told.stays.map<Mark>((stay) => ({ at_ms: Date.parse(stay.loadedAt), label: `${stay.model} loaded on ${stay.serverName}`, tone: 'info' })),
+    ...told.runs.map<Mark>((run) => ({ at_ms: Date.parse(run.startedAt), label: `job ${run.name} (${run.outcome})`, tone: run.outcome === 'failed' ? 'bad' : 'info' })),
+  ]
+  return gathered(all.filter(({ at_ms }) => at_ms >= from_ms && at_ms <= to_ms), (to_ms - from_ms) / MOST)
 }

@@ -75,11 +75,32 @@ export interface ServerEvent {
   occurredAt: string
 }
 
+/** A run of a scheduled job. */
+export interface JobRun {
+  name: string
+  startedAt: string
+  outcome: string
+}
+
+const MOST_JOBS = 20
+const MOST_RUNS = 50
+
+async function jobRuns(signal?: AbortSignal): Promise<JobRun[]> {
+  const jobs = await api.get<{ id: number; name: string; action: string }[]>('/api/scheduled-jobs', undefined, signal)
+  const acting = jobs.filter((job) => job.action !== 'none').slice(0, MOST_JOBS)
+  const runs = acting.map(async ({ id, name }) => {
+    const found = await api.get<{ startedAt: string; outcome: string }[]>(`/api/scheduled-jobs/${id}/runs`, { limit: MOST_RUNS }, signal)
+    return found.map(({ startedAt, outcome }) => ({ name, startedAt, outcome }))
+  })
+  return (await Promise.all(runs)).flat()
+}
+
 export type Question = Record<string, string | number | null | undefined>
 
 export const routes = {
   series: (query: Question, signal?: AbortSignal) => api.get<Answer>('/api/analytics/series', query, signal),
   residency: (query: Question, signal?: AbortSignal) => api.get<Residency>('/api/analytics/residency', query, signal),
+  jobRuns,
   serverEvents: (hours: number, signal?: AbortSignal) => api.get<ServerEvent[]>('/api/server-events', { hours }, signal),
 }
 

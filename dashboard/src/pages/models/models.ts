@@ -41,6 +41,9 @@ export const PATHS = [
   '/v1/audio/transcriptions',
 ]
 
+/** To Ollama, any time below nothing: it stays until it is unloaded. */
+export const FOR_GOOD = '-1m'
+
 export const DONE: Record<Verb, { now: string; past: string; cannot: string }> = {
   pull: { now: 'Pulling', past: 'pulled', cannot: 'pull' },
   delete: { now: 'Deleting', past: 'deleted', cannot: 'delete' },
@@ -84,6 +87,17 @@ export function homes(
   ].sort((one, other) => rank[one.how] - rank[other.how] || one.name.localeCompare(other.name))
 }
 
+/** Memory a model takes: as it is seen where it is loaded, else about its size on disk; null when neither is told. */
+export function takes(model: LiveModel, backends: readonly Busy[]): number | null {
+  const seen = backends.flatMap((one) => one.resident.filter((each) => each.name === model.name).map((each) => each.vramBytes))
+  return Math.max(0, ...seen) || model.sizeBytes || null
+}
+
+/** Memory of a server that nothing is in; null when nobody said how much there is. */
+export function spare(server: LiveServer): number | null {
+  return server.vramTotalBytes === null ? null : Math.max(0, server.vramTotalBytes - server.vramUsedBytes)
+}
+
 const standings = new WeakMap<LiveModel, ReadonlyMap<number, 'in memory' | 'on disk'>>()
 
 /** How a model is on each server that has it. Remembered: a matrix of a large fleet asks for it again and again. */
@@ -110,8 +124,13 @@ export function share(pull: Pick<Pull, 'completedBytes' | 'totalBytes'>): number
 }
 
 /** Load, unload or delete. Answers when it is done; raises with the server's words when it could not be. */
-export async function act(verb: Exclude<Verb, 'pull'>, modelName: string, serverId: number, acknowledgeCustom = false): Promise<void> {
-  const body = { modelName, serverId, ...(verb === 'delete' ? { acknowledgeCustom } : {}) }
+export async function act(
+  verb: Exclude<Verb, 'pull'>,
+  modelName: string,
+  serverId: number,
+  options: { acknowledgeCustom?: boolean; keepAlive?: string } = {},
+): Promise<void> {
+  const body = { modelName, serverId, ...options }
   const done = await api.post<{ status: 'success' | 'failed'; detail: string }>(`/api/models/${verb}`, body)
   if (done.status === 'failed') throw new Error(done.detail)
 }

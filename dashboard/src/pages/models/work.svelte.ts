@@ -2,7 +2,7 @@
 
 import { attempt } from '$/shell/toasts.svelte'
 
-import { act, DONE, routes, type Verb } from './models'
+import { act, DONE, FOR_GOOD, routes, type Verb } from './models'
 
 let doing = $state.raw<ReadonlyMap<string, Verb>>(new Map())
 
@@ -15,12 +15,12 @@ export function underWay(model: string, serverId: number): Verb | null {
 }
 
 /** Load or unload a model, and say how it went. */
-export async function perform(verb: 'load' | 'unload', model: string, serverId: number, server: string): Promise<void> {
+export async function perform(verb: 'load' | 'unload', model: string, serverId: number, server: string, keepAlive?: string): Promise<void> {
   const mine = key(model, serverId)
   doing = new Map(doing).set(mine, verb)
   try {
-    await attempt(() => act(verb, model, serverId), {
-      done: `${model} was ${DONE[verb].past} on ${server}.`,
+    await attempt(() => act(verb, model, serverId, keepAlive === undefined ? {} : { keepAlive }), {
+      done: keepAlive === FOR_GOOD ? `${model} stays in the memory of ${server}.` : `${model} was ${DONE[verb].past} on ${server}.`,
       failed: `Could not ${DONE[verb].cannot} ${model} on ${server}`,
       retry: true,
     })

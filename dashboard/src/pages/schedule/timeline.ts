@@ -105,7 +105,9 @@ export function ticks(span: Span, width_px: number): { at_px: number; label: str
   const hours = (span.to_ms - span.from_ms) / HOUR_MS
   const step_h = STEPS_H.find((one) => (width_px / hours) * one >= 64) ?? 48
   const shown: { at_px: number; label: string; day: boolean }[] = []
-  for (let at = Math.ceil(span.from_ms / HOUR_MS) * HOUR_MS; at < span.to_ms; at += HOUR_MS) {
+  // Where clocks are half an hour off, so are their full hours.
+  const past_ms = (minuteOf(span.from_ms) * 60_000 + (span.from_ms % 60_000)) % HOUR_MS
+  for (let at = span.from_ms + ((HOUR_MS - past_ms) % HOUR_MS); at < span.to_ms; at += HOUR_MS) {
     const hour = hourOf(at)
     const at_px = spot(at, span, width_px)
     if (hour % step_h !== 0 || at_px > width_px - 30) continue
@@ -117,6 +119,10 @@ export function ticks(span: Span, width_px: number): { at_px: number; label: str
 function hourOf(at_ms: number): number {
   const text = new Date(at_ms).toLocaleString('en-GB', { hour: 'numeric', hourCycle: 'h23', timeZone: zone.name })
   return Number.parseInt(text, 10)
+}
+
+function minuteOf(at_ms: number): number {
+  return Number.parseInt(new Date(at_ms).toLocaleString('en-GB', { minute: 'numeric', timeZone: zone.name }), 10)
 }
 
 function dayOf(at_ms: number): string {

@@ -92,7 +92,7 @@ export function plotted(result: Result): { times: number[]; series: Series[]; le
   const numbers = others.map((column, index) => ({ ...column, at: index + 1 })).filter((column) => isNumber(column.type))
   const words = others.map((column, index) => ({ ...column, at: index + 1 })).filter((column) => column.type === 'VARCHAR')
   if (numbers.length === 0) return null
-  const when = (row: Cell[]) => Date.parse(String(row[0]))
+  const when = (row: Cell[]) => moment(String(row[0]))
   const times = [...new Set(result.rows.map(when))].filter((at) => !Number.isNaN(at)).sort((one, other) => one - other)
   if (times.length < 2) return null
   const place = new Map(times.map((at, index) => [at, index]))
@@ -117,6 +117,11 @@ export function plotted(result: Result): { times: number[]; series: Series[]; le
     series: all.slice(0, MOST_LINES).map(([name, values]) => ({ id: name, label: name, values })),
     left_out: Math.max(0, all.length - MOST_LINES),
   }
+}
+
+/** A time as the store writes it: `2026-11-22T05:20:08.33Z`, or with its zone, `2026-11-22 05:20:08.33+00`. */
+function moment(text: string): number {
+  return Date.parse(text.replace(' ', 'T').replace(/([+-]\d\d)$/, '$1:00'))
 }
 
 /** A name as SQL takes it: bare where that is possible. */

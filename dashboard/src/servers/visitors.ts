@@ -3,6 +3,7 @@
 import type { LiveRelay, LiveWorker } from '$/live/shapes'
 import type { Tone } from '$/parts/State.svelte'
 
+import { TRIPPED } from './breaker'
 import { draining } from './drain.svelte'
 
 export interface How {
@@ -14,16 +15,10 @@ export interface How {
 
 export const FAMILIES = { llm: 'Language models', asr: 'Speech recognition' } as const
 
-const BREAKERS: Record<LiveWorker['breaker'], string | null> = {
-  closed: null,
-  open: 'Tripped: it failed several times in a row, and rests before it is tried again.',
-  half_open: 'Was tripped; one request is let through to see whether it works again.',
-}
-
 export function howWorker(one: LiveWorker): How {
   if (draining(one)) return { tone: 'warn', word: 'Draining', trouble: null }
   if (one.state === 'not_ready') return { tone: 'warn', word: 'Not ready', trouble: 'It is connected, but the server beside it does not answer.' }
-  const tripped = BREAKERS[one.breaker]
+  const tripped = TRIPPED[one.breaker]
   if (tripped) return { tone: one.breaker === 'open' ? 'bad' : 'warn', word: 'Tripped', trouble: tripped }
   return one.inFlight ? { tone: 'busy', word: 'Working', trouble: null } : { tone: 'good', word: 'Ready', trouble: null }
 }

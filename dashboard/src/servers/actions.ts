@@ -6,11 +6,12 @@ import type { Item } from '$/parts/Menu.svelte'
 import { attempt } from '$/shell/toasts.svelte'
 
 import type { Backend } from './backends'
+import { draining, onItsOwn, setDraining as drainVisitor } from './drain.svelte'
 
 export async function setDraining(backend: Backend, on: boolean): Promise<void> {
-  const undo = backend.server ? assume(backend.id, { isDraining: on, state: on ? 'draining' : 'online' }) : () => {}
-  const path = backend.server ? `/api/servers/${backend.id}` : `/api/workers/${backend.id}`
-  const worked = await attempt(() => api.patch(path, { isDraining: on }), {
+  if (backend.worker) return drainVisitor(backend.worker, on)
+  const undo = assume(backend.id, { isDraining: on, state: on ? 'draining' : 'online' })
+  const worked = await attempt(() => api.patch(`/api/servers/${backend.id}`, { isDraining: on }), {
     done: on
       ? `${backend.name} is draining: open requests end, no new ones come.`
       : `${backend.name} takes requests again.`,
@@ -37,13 +38,13 @@ export async function pollNow(): Promise<void> {
 /** The same as a menu; empty for those who may not. */
 export function items(backend: Backend, isAdmin: boolean): Item[] {
   if (!isAdmin) return []
-  const draining = backend.server?.isDraining ?? backend.worker?.isDraining ?? false
+  const rests = backend.server?.isDraining ?? (backend.worker !== null && draining(backend.worker))
   const list: Item[] = [
-    draining
+    rests
       ? {
           label: 'Undrain',
           icon: 'play',
-          disabled: backend.worker !== null && !backend.worker.drainedHere,
+          disabled: backend.worker !== null && onItsOwn(backend.worker),
           run: () => void setDraining(backend, false),
         }
       : { label: 'Drain', icon: 'drain', run: () => void setDraining(backend, true) },

@@ -1,7 +1,9 @@
 /** Servers and workers alike, as the fleet page shows them. */
 
-import type { Breaker, Busy, LiveServer, LiveWorker, Machine, Resident } from '$/live/shapes'
+import type { Busy, LiveServer, LiveWorker, Machine, Resident } from '$/live/shapes'
 import type { Tone } from '$/parts/State.svelte'
+
+import { TRIPPED } from './breaker'
 
 export interface Backend extends Busy {
   id: number
@@ -42,12 +44,6 @@ const WORKER: Record<LiveWorker['state'], [Tone, string]> = {
   draining: ['warn', 'Draining'],
 }
 
-const BREAKER: Record<Breaker, string | null> = {
-  closed: null,
-  open: 'Tripped: it failed several times in a row, and rests before it is tried again.',
-  half_open: 'Was tripped; one request is let through to see whether it works again.',
-}
-
 export function ofServer(server: LiveServer): Backend {
   const [tone, word] = SERVER[server.state]
   return {
@@ -62,7 +58,7 @@ export function ofServer(server: LiveServer): Backend {
       server.state === 'offline'
         ? (server.lastError ?? 'It does not answer.')
         : server.state === 'online'
-          ? (BREAKER[server.breaker] ?? server.lastError)
+          ? (TRIPPED[server.breaker] ?? server.lastError)
           : null,
     heardAt: server.polledAt,
     machine: server.systemMetrics,
@@ -82,7 +78,7 @@ export function ofWorker(worker: LiveWorker): Backend {
     tone: worker.breaker !== 'closed' && tone === 'good' ? 'warn' : tone,
     word: worker.breaker === 'open' ? 'Tripped' : word,
     usable: worker.state === 'idle' || worker.state === 'working',
-    trouble: worker.state === 'not_ready' ? 'Its own server does not answer.' : BREAKER[worker.breaker],
+    trouble: worker.state === 'not_ready' ? 'Its own server does not answer.' : TRIPPED[worker.breaker],
     since: worker.connectedAt,
     heardAt: worker.lastHeartbeat,
     machine: null,
@@ -100,7 +96,7 @@ export function standing(backend: Backend): Exclude<Show, 'all'> {
 }
 
 /** How long until a model leaves memory, in ms; `stays` when it was told to, null when nobody said. */
-export function expiry(model: Resident, now_ms: number): number | 'stays' | null {
+export function expiry(model: Pick<Resident, 'expiresAt'>, now_ms: number): number | 'stays' | null {
   const at_ms = Date.parse(model.expiresAt ?? '')
   if (Number.isNaN(at_ms)) return null
   // Ollama writes "never" as a time centuries ahead.
