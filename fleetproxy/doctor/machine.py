@@ -50,7 +50,7 @@ def _packages() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             missing.append(name[1])
     if missing:
-        yield fail("packages", f"{', '.join(missing)} not installed", "install again: pip install --upgrade fleetproxy")
+        yield fail("packages", f"{', '.join(missing)} not installed", "install fleetproxy again, into this environment")
     else:
         said = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _MUST_HAVE)
         yield ok("packages", f"all there; {said}")

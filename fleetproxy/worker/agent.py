@@ -16,6 +16,7 @@ from websockets.typing import Subprotocol
 import fleetproxy
 from fleetproxy.core.backend import Backend
 from fleetproxy.core.worker import Offer
+from fleetproxy.notify import notify
 from fleetproxy.transport.base import Transport
 from fleetproxy.transport.pool import Http1Transport, tls_context
 from fleetproxy.wire.frames import SUBPROTOCOL, FrameError
@@ -266,6 +267,8 @@ class Agent:
             if error:
                 self.standing.server_error = error
                 _log.warning("not connected: %s", error)
+                # The server's words are in it: on a line of their own they could be more than a status.
+                notify(f"STATUS=Not connected: {' '.join(error.split())}")
                 if not self.options.reconnect:
                     raise GaveUp(error)
             tries = 1 if self._loop.time() - began >= GOOD_S else tries + 1
@@ -311,6 +314,7 @@ class Agent:
         self.standing.connected_to_server = True
         self.standing.connections += 1
         _log.info("connected to %s (%s)", self.options.server_url, socket.subprotocol or "nfrx")
+        notify(f"STATUS=Connected to {self.options.server_url}")
         tasks = [
             asyncio.ensure_future(part)
             for part in (out.write(socket), self._read(socket, side, ours), self._beat(side, socket))

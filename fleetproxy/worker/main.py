@@ -12,6 +12,7 @@ import uvloop
 from fleetproxy import log
 from fleetproxy.folders import FolderError, data_folder
 from fleetproxy.listen import App, Listener, serve
+from fleetproxy.notify import notify
 from fleetproxy.settings import Settings
 from fleetproxy.settings.model import Log
 from fleetproxy.worker.agent import Agent, GaveUp
@@ -39,9 +40,12 @@ async def _run(options: Options) -> None:
         loop.add_signal_handler(number, agent.drain)
     stop = asyncio.Event()
     pages = [asyncio.ensure_future(_serve(app, address, stop)) for app, address in _pages(agent)]
+    # It works as soon as it dials: a fleet that is away at boot holds nothing up, and STATUS says which it is.
+    notify("READY=1\nSTATUS=Dialling")
     try:
         await agent.run()
     finally:
+        notify("STOPPING=1")
         stop.set()
         if pages:
             await asyncio.wait(pages, timeout=1.0)

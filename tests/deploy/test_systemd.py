@@ -12,14 +12,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from websockets.sync.server import ServerConnection, serve
 
 from fleetproxy.settings.load import load
-from fleetproxy.testing.spawned import Spawned, until
+from fleetproxy.testing.spawned import Spawned
 
 UNITS = Path(__file__).parents[2] / "deploy/systemd"
 SERVICE, WORKER = UNITS / "fleetproxy.service", UNITS / "fleetproxy-worker@.service"
@@ -63,6 +65,7 @@ def test_the_units_are_confined_notify_and_drain() -> None:
         assert int(one["TimeoutStopSec"]) > 60  # above both defaults of draining
         assert "6" in one["RestartPreventExitStatus"].split()
     assert (service["Type"], service["NotifyAccess"], service["WatchdogSec"]) == ("notify", "main", "30")
+    assert (worker["Type"], worker["NotifyAccess"]) == ("notify", "main")
     assert (
         float(service["TimeoutStopSec"]) > load(environment={}, folder=Path("/nonexistent")).settings.timeouts.drain_s
     )
@@ -155,15 +158,58 @@ def test_what_the_service_unit_starts_tells_systemd_all_it_wants_to_hear(systemd
 
 
 @pytest.mark.parametrize("family", ["llm", "asr", "mcp"])
-def test_what_the_worker_unit_starts_runs_and_leaves_at_sigterm(family: str, tmp_path: Path) -> None:
+def test_what_the_worker_unit_starts_runs_and_leaves_at_sigterm(family: str, systemd: Listener, tmp_path: Path) -> None:
     program, *words = shlex.split(unit(WORKER)["ExecStart"].replace("%i", family))
     assert program == "/usr/bin/fleetproxy"
     environment = {"SERVER_URL": "ws://127.0.0.1:1", "CLIENT_KEY": "word", "FLEETPROXY_LOG__FORMAT": "text"}
+    environment["NOTIFY_SOCKET"] = str(tmp_path / "notify")
     one = Spawned([sys.executable, "-m", "fleetproxy", *words], tmp_path / "log", environment)
     one.spawn()
     try:
-        until(lambda: "127.0.0.1:1" in one.text(), 15, "it dials")
+        systemd.until("READY=1", 15)
+        systemd.until("STATUS=Not connected: ws://127.0.0.1:1", 15)
         one.signal(signal.SIGTERM)
+        systemd.until("STOPPING=1", 15)
+        assert one.wait(20) == 0
+    finally:
+        one.kill()
+
+
+def test_a_worker_tells_systemd_to_whom_it_is_connected_and_nothing_in_the_servers_name(
+    systemd: Listener, tmp_path: Path
+) -> None:
+    def turn_away(caller: ServerConnection) -> None:
+        caller.recv()
+        caller.close(1008, "go\nMAINPID=1")
+
+    with serve(turn_away, "127.0.0.1", 0) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        environment = {"SERVER_URL": url, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        one = Spawned([sys.executable, "-m", "fleetproxy", "worker", "llm"], tmp_path / "log", environment)
+        one.spawn()
+        try:
+            systemd.until(f"STATUS=Connected to {url}/api/llm/connect", 15)
+            systemd.until("STATUS=Not connected: the server closed the connection (1008: go MAINPID=1)", 15)
+            one.signal(signal.SIGTERM)
+            assert one.wait(20) == 0
+        finally:
+            one.kill()
+            server.shutdown()
+            serving.join()
+    assert "MAINPID=1" not in "\n".join(systemd.heard).splitlines()
+
+
+def test_the_metrics_agent_of_the_unit_tells_systemd_that_it_is_there(systemd: Listener, tmp_path: Path) -> None:
+    _, *words = shlex.split(unit(WORKER)["ExecStart"].replace("%i", "metrics"))
+    environment = {"AGENT_LISTEN": "127.0.0.1:0", "NOTIFY_SOCKET": str(tmp_path / "notify")}
+    one = Spawned([sys.executable, "-m", "fleetproxy", *words], tmp_path / "log", environment)
+    one.spawn()
+    try:
+        systemd.until("READY=1", 15)
+        one.signal(signal.SIGTERM)
+        systemd.until("STOPPING=1", 15)
         assert one.wait(20) == 0
     finally:
         one.kill()

@@ -11,6 +11,7 @@ import uvloop
 
 from fleetproxy import log
 from fleetproxy.listen import Listener, serve
+from fleetproxy.notify import notify
 from fleetproxy.settings import Settings
 from fleetproxy.settings.model import Log
 from fleetproxy.worker.metrics.cards import Cards
@@ -58,4 +59,6 @@ async def _run(listening: socket.socket, key: str | None) -> None:
     page = Page(Machine(Cards()).look, key)
     host, port = listening.getsockname()[:2]
     _log.info("metrics of this machine at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
+    notify("READY=1")
     await serve(page, Listener(host=host, port=port, fd=listening.fileno(), connections=64), stop)
+    notify("STOPPING=1")
