@@ -366,7 +366,8 @@ class Relay:
 
     async def _feed(self, exchange: Exchange, upstream: Upstream, answering: asyncio.Future[Answer]) -> None:
         """Send the caller's body on as it comes, until it ends or the backend has answered without waiting for it."""
-        exchange.limit(exchange.snapshot.limits.body_idle_s, BodyTimeout)
+        limits = exchange.snapshot.limits
+        exchange.limit(limits.body_idle_s, BodyTimeout)
         async for piece in pieces_of(exchange.receive):
             exchange.progress += 1
             exchange.bytes_in += len(piece)
@@ -374,8 +375,10 @@ class Relay:
                 return
             drained = upstream.write(piece)
             if drained is not None:
+                exchange.limit(limits.stream_idle_s, BackendTimeout)  # now it is the backend that takes its time
                 waits: set[asyncio.Future[Any]] = {drained, answering}
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                exchange.limit(limits.body_idle_s, BodyTimeout)
         exchange.body_read = True
         upstream.write_end()
 

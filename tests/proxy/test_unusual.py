@@ -12,7 +12,19 @@ import pytest
 from fleetproxy.core.table import Limits
 from fleetproxy.testing.fault import FaultUpstream
 from fleetproxy.testing.raw import connect, request
-from fleetproxy.testing.script import LAST_CHUNK, NDJSON_HEAD, Fin, Firehose, Keep, Send, Sleep, chunk, head, response
+from fleetproxy.testing.script import (
+    LAST_CHUNK,
+    NDJSON_HEAD,
+    Fin,
+    Firehose,
+    Keep,
+    Send,
+    Sleep,
+    Stall,
+    chunk,
+    head,
+    response,
+)
 from tests.proxy.conftest import snapshot_of
 
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
@@ -93,6 +105,22 @@ async def test_a_server_that_refuses_half_an_upload_is_heard_and_its_connection_
                 answer = await client.answer(within_s=3)
             assert (answer.status, answer.body) == (200, b'{"ok":true}')
             assert [seen.connection for seen in upstream.requests] == [1, 2]
+
+
+async def test_a_server_that_stops_reading_an_upload_is_not_the_callers_stall(start):
+    digest = "sha256:" + "d" * 64
+    async with FaultUpstream() as upstream:
+        upstream.read_body, upstream.script = False, [Stall()]
+        limits = Limits(body_idle_s=0.2, stream_idle_s=0.6)
+        async with start(snapshot_of([upstream], limits=limits)) as running:
+            async with await connect("127.0.0.1", running.port) as client:
+                sending = asyncio.ensure_future(client.send(request("POST", f"/api/blobs/{digest}", bytes(30_000_000))))
+                answer = await client.answer()
+                sending.cancel()
+            assert answer.status == 504
+            await running.settled()
+            [row] = running.records()
+            assert (row.outcome, row.error) == ("backend_error", "backend_timeout")
 
 
 @pytest.mark.parametrize("given", ["1.1 elsewhere", "1.0 a, 1.1 b"])
