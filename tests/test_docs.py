@@ -381,3 +381,6 @@ def test_every_alert_is_told() -> None:
     alerts = set(re.findall(r"- alert: (\w+)", rules))
     assert alerts
     assert alerts == set(re.findall(r"`(Fleetproxy\w+)`", page))
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `Fleetproxy")]
+    assert all(len(row) == 3 for row in rows), "what it says, and what to do"
+    assert alerts == {name for row in rows for name in re.findall(r"\w+", row[0])}
