@@ -222,7 +222,8 @@ def _share(function: dict[str, Any]) -> int:
     name, children = str(function.get("function_name", "")).lower(), function.get("children") or []
     told = [_constant(child) for child in children]
     if name in SIZED:
-        return max([1, *(told[place] for place in SIZED[name] if place < len(told) and isinstance(told[place], int))])
+        sizes: list[int] = [told[place] for place in SIZED[name] if place < len(told) and isinstance(told[place], int)]
+        return max([1, *sizes])
     if name in ("replace", "regexp_replace") and len(told) > 2:
         return max(1, len(told[2])) if isinstance(told[2], str) else SIZE_LIMIT
     if name in ("printf", "format", "string_format") and told:

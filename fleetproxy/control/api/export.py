@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, get_args
 
@@ -16,11 +16,11 @@ from litestar.response import Stream
 
 from fleetproxy.control.analytics.export import FORMATS, TABLES, Span
 from fleetproxy.control.api.guard import ADMIN
-from fleetproxy.control.api.reading import EXCEPTION_HANDLERS
+from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, moment_of
 from fleetproxy.control.api.requests import records_of
 from fleetproxy.control.job_actions import Kept
 from fleetproxy.control.services import services_of
-from fleetproxy.core.moments import WANTS, moment
+from fleetproxy.core.moments import WANTS
 from fleetproxy.errors import BadRequest, PathUnknown
 
 PIECE_BYTES = 256 * 1024
@@ -50,8 +50,8 @@ async def export(request: Request[Any, Any, Any], table: FromPath[str]) -> Strea
     if form not in FORMATS:
         raise BadRequest(f"`format` wants one of {', '.join(FORMATS)}")
     now = services_of(request).now()
-    since = _moment(asked.get("since") or "7d", "since", now)
-    until = _moment(asked["until"], "until", now) if asked.get("until") else now + timedelta(days=1)
+    since = moment_of(asked.get("since") or "7d", "since", now)
+    until = moment_of(asked["until"], "until", now) if asked.get("until") else now + timedelta(days=1)
     if since >= until:
         raise BadRequest("`since` must be before `until`")
     name = f"{table}.{FORMATS[form].suffix}"
@@ -65,13 +65,6 @@ async def export(request: Request[Any, Any, Any], table: FromPath[str]) -> Strea
         "x-fleet-rows": str(rows),
     }
     return Stream(_pieces(file), headers=headers, media_type=FORMATS[form].media_type)
-
-
-def _moment(text: str, name: str, now: datetime) -> datetime:
-    try:
-        return moment(text, now)
-    except ValueError as error:
-        raise BadRequest(f"`{name}` {error}") from None
 
 
 def _take(path: Path) -> IO[bytes]:

@@ -64,6 +64,12 @@ def _check_times(expression: str, timezone: str) -> None:
         raise BadRequest("Invalid cron expression") from error
 
 
+def duration_ms_of(value: object) -> int:
+    """A length of time as callers send it: anything but a positive number means the default."""
+    number = _number(value)
+    return DEFAULT_DURATION_MS if number is None or number <= 0 else min(number, MAX_DURATION_MS)
+
+
 # --- one field -------------------------------------------------------------------------------------------------------
 
 
@@ -98,8 +104,7 @@ def _server(name: str, value: Any) -> int | None:
 
 
 def _duration(name: str, value: Any) -> int:
-    number = _number(value)
-    return DEFAULT_DURATION_MS if number is None or number <= 0 else min(number, MAX_DURATION_MS)
+    return duration_ms_of(value)
 
 
 def _boolean(name: str, value: Any) -> bool:

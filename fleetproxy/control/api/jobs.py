@@ -12,14 +12,13 @@ from litestar.params import FromPath
 
 from fleetproxy import log
 from fleetproxy.control.api.guard import ADMIN, USER, Identity
-from fleetproxy.control.api.job_fields import NEW_FAULT, read_changes, read_new
+from fleetproxy.control.api.job_fields import NEW_FAULT, duration_ms_of, read_changes, read_new
 from fleetproxy.control.api.reading import (
     EXCEPTION_HANDLERS,
     MAX_BODY_BYTES,
     body,
     hours,
     instant,
-    integer,
     limit,
     path_id,
     stamp,
@@ -42,8 +41,6 @@ FleetRequest = Request[Identity, Any, Any]
 Memory = dict[int, tuple[int, int]]
 
 MAX_HOURS = 168
-MAX_DURATION_MS = 7 * 86_400_000
-DEFAULT_DURATION_MS = 60_000
 #: Questions about the plan that may wait (`services.planning_slots` are answered at once); further ones get 429.
 PLANNING_WAITING = 16
 NEXT_SHOWN = 5
@@ -171,8 +168,7 @@ async def suggest_slots(request: FleetRequest) -> dict[str, Any]:
     model = request.query_params.get("model", "").strip()
     if not model:
         raise BadRequest("Missing required parameter: model")
-    asked = integer(request.query_params.get("durationMs"))
-    duration_ms = DEFAULT_DURATION_MS if asked is None or asked <= 0 else min(asked, MAX_DURATION_MS)
+    duration_ms = duration_ms_of(request.query_params.get("durationMs"))
     now = services.now()
     end = now + timedelta(hours=hours(request, 24, MAX_HOURS))
     every = await services.store.read(rows.all_jobs, enabled=True)

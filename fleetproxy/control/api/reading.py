@@ -13,6 +13,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
+from fleetproxy.core.moments import moment
 from fleetproxy.errors import BadJson, BadRequest, BodyTooLarge, FleetError, RateLimited
 
 T = TypeVar("T")
@@ -44,6 +45,14 @@ def limit(request: Request[Any, Any, Any], default: int, at_most: int) -> int:
     """`?limit=`, read the same way."""
     asked = integer(request.query_params.get("limit"))
     return default if asked is None or asked <= 0 else min(asked, at_most)
+
+
+def moment_of(text: str, name: str, now: datetime) -> datetime:
+    """An instant that a parameter names, or how long ago it was. Raises BadRequest."""
+    try:
+        return moment(text, now)
+    except ValueError as error:
+        raise BadRequest(f"`{name}` {error}") from None
 
 
 def path_id(text: str, label: str) -> int:

@@ -23,10 +23,10 @@ from fleetproxy.control.analytics.series import (
     table,
 )
 from fleetproxy.control.api.guard import USER
-from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, hours, integer, stamp
+from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, hours, integer, moment_of, stamp
 from fleetproxy.control.api.requests import MAX_HOURS, records_of
 from fleetproxy.control.services import services_of
-from fleetproxy.core.moments import microseconds, moment
+from fleetproxy.core.moments import microseconds
 from fleetproxy.core.residency import Interval, intervals
 from fleetproxy.errors import BadRequest
 
@@ -149,12 +149,7 @@ def window(request: Request[Any, Any, Any]) -> tuple[datetime, datetime]:
 
 
 def _moment(text: str | None, name: str, now: datetime) -> datetime | None:
-    if not text:
-        return None
-    try:
-        return moment(text, now)
-    except ValueError as error:
-        raise BadRequest(f"`{name}` {error}") from None
+    return moment_of(text, name, now) if text else None
 
 
 def _word(text: str | None, known: tuple[str, ...], name: str) -> str:
