@@ -33,7 +33,7 @@ INFERENCE: dict[str, str] = {
     "x-fleet-queue-ms": "Milliseconds in line.",
     "x-fleet-pin": "`ignored`: the pin named nobody usable and `routing.pin_fallback` is on.",
     "x-fleet-slices": "Parts an embeddings request was split into.",
-    "server-timing": "`queue;dur=`, `upstream;dur=` in milliseconds; browsers draw it.",
+    "server-timing": "`queue;dur=`, in line, and `upstream;dur=`, until the server began to answer, in milliseconds; browsers draw it.",
     "retry-after": "Seconds after which trying again makes sense; only on refusals that pass.",
     "retry-after-ms": "The same in milliseconds, for OpenAI's SDKs.",
     "x-should-retry": "`false`: trying again cannot help. OpenAI's SDKs obey it.",

@@ -314,14 +314,14 @@ class Relay:
         exchange.committed = True
         marked = status == 200 and operation.stream and ends_marked(endpoint, answer.headers, answer.content_length)
         exchange.takes_event = marked and answer.content_length is None
-        clock_ms = (plane.clock() - exchange.started_at) * 1000
+        took_ms = (plane.clock() - (exchange.sent_at or exchange.started_at)) * 1000
         identifier = exchange.request_id.encode()
         headers += explain_headers(exchange)
         headers.append((b"x-request-id", identifier))
         headers.append((b"request-id", identifier))
         if not exchange.body_read:
             headers.append((b"connection", b"close"))
-        headers.append((b"server-timing", b"queue;dur=%.1f, upstream;dur=%.1f" % (exchange.queue_s * 1000, clock_ms)))
+        headers.append((b"server-timing", b"queue;dur=%.1f, upstream;dur=%.1f" % (exchange.queue_s * 1000, took_ms)))
         send = exchange.send
         if answer.complete and not exchange.started_by_us and not marked:
             body = upstream.take() if answer.body is None else answer.body

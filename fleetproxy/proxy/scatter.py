@@ -109,7 +109,7 @@ class Scatter:
         if not exchange.snapshot.access.hide_backends:
             names = ", ".join(sorted(job.used))
             headers.append((b"x-fleet-backend", names.encode("ascii", "backslashreplace")))
-        took_ms = (plane.clock() - exchange.started_at) * 1000
+        took_ms = (plane.clock() - (job.sent_at or exchange.started_at)) * 1000
         headers += [
             (b"server-timing", b"queue;dur=%.1f, upstream;dur=%.1f" % (exchange.queue_s * 1000, took_ms)),
             (b"x-fleet-slices", b"%d" % job.slices),

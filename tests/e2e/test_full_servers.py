@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -59,6 +60,9 @@ async def test_a_dead_server_costs_nobody_his_answer_while_the_others_are_full(s
     holder.close()
     answer = await answering
     assert (answer.status, answer.header("x-fleet-backend"), answer.header("x-fleet-retries")) == (200, "b", "1")
+    timing = re.fullmatch(r"queue;dur=([\d.]+), upstream;dur=([\d.]+)", answer.header("server-timing") or "")
+    assert timing is not None
+    assert float(timing[1]) >= 250 > float(timing[2]), "the wait in line is not the server's time"
     waiter.close()
 
     # Both are full; the one whose slot comes free has died.
