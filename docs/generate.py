@@ -30,7 +30,7 @@ import llms  # noqa: E402
 
 REFERENCE = DOCS / "reference"
 #: Words whose second word changes their options.
-_KINDS = {"worker": ("asr", "mcp", "metrics")}
+_KINDS = {"worker": ("asr", "mcp", "metrics", "drain")}
 
 _SETTINGS_HEAD = """\
 # Settings

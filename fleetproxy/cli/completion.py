@@ -40,6 +40,10 @@ def run(words: list[str]) -> int:
     return OK
 
 
+#: Sub-words that a command's help does not list as choices.
+_UNSAID = {"worker": ["llm", "asr", "mcp", "metrics", "drain", "undrain"]}
+
+
 def _words_of(word: str) -> tuple[list[str], list[str]]:
     """What may follow a command: its sub-words, and its options; read off its own help."""
     said = io.StringIO()
@@ -49,7 +53,7 @@ def _words_of(word: str) -> tuple[list[str], list[str]]:
         main([word, "--help"])
     text = said.getvalue().partition("\n\n")[2]
     begins = _CHOICES.search(text)
-    subs = begins[1].split(",") if begins else {"worker": ["llm", "asr", "mcp", "metrics"]}.get(word, [])
+    subs = begins[1].split(",") if begins else _UNSAID.get(word, [])
     listed = "\n".join(line for line in text.splitlines() if line.startswith("  -"))
     return subs, sorted({"--help", *_OPTION.findall(listed)})
 

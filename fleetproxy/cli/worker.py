@@ -1,4 +1,4 @@
-"""`fleetproxy worker llm|asr|mcp|metrics`"""
+"""`fleetproxy worker llm|asr|mcp|metrics|drain|undrain`"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 
-from fleetproxy.cli import BAD_CONFIG, USAGE, worker_metrics
+from fleetproxy.cli import BAD_CONFIG, USAGE, worker_drain, worker_metrics
 from fleetproxy.cli.options import parser
 from fleetproxy.worker.options import BadOption, Family, resolve, variables
 
@@ -16,7 +16,8 @@ _EXAMPLES = """\
   fleetproxy worker asr --server-url wss://fleet.example --base-url http://127.0.0.1:5002/v1
   fleetproxy worker mcp --server-url wss://fleet.example --provider-url http://127.0.0.1:7777/mcp
   fleetproxy worker mcp --server-url wss://fleet.example --client-id git -- uvx mcp-server-git
-  fleetproxy worker metrics                      (this machine's metrics; --help has its options)"""
+  fleetproxy worker metrics                      (this machine's metrics; --help has its options)
+  fleetproxy worker drain --status-addr 127.0.0.1:4555"""
 
 _SAYS = """\
 Put a backend behind a NAT into a fleet: dial in to a fleetproxy (or an nfrx server), and
@@ -29,11 +30,13 @@ _FAMILIES: dict[str, Family] = {"llm": "llm", "asr": "asr", "mcp": "mcp"}
 def run(words: list[str]) -> int:
     if words and words[0] == "metrics":
         return worker_metrics.run(words[1:])
+    if words and words[0] in {"drain", "undrain"}:
+        return worker_drain.run(words[1:], words[0])
     if not words or words[0] not in _FAMILIES:
         if words and words[0] in {"-h", "--help"}:
             words = ["llm", "--help"]
         else:
-            sys.stderr.write("fleetproxy worker: wants llm, asr, mcp or metrics; see `fleetproxy worker --help`\n")
+            sys.stderr.write("fleetproxy worker: wants llm, asr, mcp, metrics or drain; see `worker --help`\n")
             return USAGE
     family = _FAMILIES[words[0]]
     command: list[str] = []

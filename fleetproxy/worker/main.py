@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from pathlib import Path
 
 import uvloop
 
 from fleetproxy import log
-from fleetproxy.folders import FolderError, data_folder
 from fleetproxy.listen import App, Listener, serve
 from fleetproxy.notify import notify
 from fleetproxy.settings import Settings
 from fleetproxy.settings.model import Log
 from fleetproxy.worker.agent import Agent, GaveUp
 from fleetproxy.worker.mcp import McpAgent
-from fleetproxy.worker.options import Options
+from fleetproxy.worker.options import Options, token_path
 from fleetproxy.worker.status import MetricsPage, StatusPage, make_token
 
 
@@ -55,7 +53,7 @@ def _pages(agent: Agent) -> list[tuple[App, tuple[str, int]]]:
     pages: list[tuple[App, tuple[str, int]]] = []
     options = agent.options
     if options.status is not None:
-        path = token_path(options)
+        path = token_path(options.family, os.environ)
         try:
             token = make_token(path)
         except OSError as error:
@@ -65,15 +63,6 @@ def _pages(agent: Agent) -> list[tuple[App, tuple[str, int]]]:
     if options.metrics is not None:
         pages.append((MetricsPage(agent), options.metrics))
     return pages
-
-
-def token_path(options: Options) -> Path:
-    """Where the token for the status page's control paths is."""
-    try:
-        folder = data_folder(Settings())
-    except FolderError:
-        folder = Path.cwd()
-    return folder / f"worker-{options.family}.token"
 
 
 async def _serve(app: App, address: tuple[str, int], stop: asyncio.Event) -> None:

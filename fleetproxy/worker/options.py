@@ -11,11 +11,13 @@ import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from fleetproxy.core.worker import MAX_CONCURRENCY
+from fleetproxy.folders import FolderError, data_folder
+from fleetproxy.settings import Settings
 from fleetproxy.settings.servers import Address, BadAddress, parse_listen, parse_url
 
 Family = Literal["llm", "asr", "mcp"]
@@ -169,6 +171,20 @@ def resolve(
     return Options(
         family=family, backend=base, worker_name=values.pop("worker_name", "") or socket.gethostname(), **values
     )
+
+
+def token_path(family: Family, environment: Mapping[str, str]) -> Path:
+    """Where the token for the status page's control paths is: workers of one user and family share it."""
+    try:
+        folder = data_folder(Settings(data_dir=environment.get("FLEETPROXY_DATA_DIR")))
+    except FolderError:
+        folder = Path.cwd()
+    return folder / f"worker-{family}.token"
+
+
+def token_paths(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """The same of every family."""
+    return tuple(token_path(family, environment) for family in get_args(Family))
 
 
 def seconds(text: str) -> float:

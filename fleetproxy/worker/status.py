@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,19 @@ from fleetproxy.listen import Receive, Scope, Send
 from fleetproxy.worker.agent import Agent
 
 _LOOPBACK = access.networks(("127.0.0.0/8", "::1/128"))
+_TOKEN = re.compile("[0-9a-f]{64}")
 _JSON = (b"content-type", b"application/json")
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
 
 def make_token(path: Path) -> str:
-    """A new control token, kept where this user alone can read it. Raises OSError."""
+    """The control token, kept where this user alone can read it; one that is there already serves every worker of the
+    family. Raises OSError."""
+    with suppress(FileNotFoundError):
+        known = path.stat()
+        kept = path.read_text(errors="replace").strip()
+        if _TOKEN.fullmatch(kept) and known.st_uid == os.geteuid() and not known.st_mode & 0o077:
+            return kept
     token = secrets.token_hex(32)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")

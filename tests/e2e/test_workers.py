@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from openai import OpenAI
 
 from fleetproxy.testing.service import Service
 from fleetproxy.testing.spawned import FakeProcess, Spawned, until
+from tests.e2e.go_socket import free_port
 
 MODEL = "llama3.2:3b"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
@@ -145,6 +147,33 @@ def test_a_worker_that_is_killed_in_the_middle_breaks_its_stream_visibly(connect
     finally:
         connection.close()
     until(lambda: connected.chat(stream=False)[0] in (404, 503), 10, "nobody left to ask")
+
+
+def test_the_command_drains_it_and_says_what_is_wrong_otherwise(connected: Place) -> None:
+    port = free_port()
+    place = connected
+    second = WorkerProcess(place.folder, place.service.url, place.fake.url, "second", STATUS_ADDR=f"127.0.0.1:{port}")
+    words = [sys.executable, "-m", "fleetproxy", "worker"]
+
+    def said(*more: str, folder: Path = place.folder) -> tuple[int, str, str]:
+        environment = {**os.environ, "FLEETPROXY_DATA_DIR": str(folder)}
+        done = subprocess.run([*words, *more], env=environment, capture_output=True, text=True, timeout=20, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    address = ("--status-addr", f"127.0.0.1:{port}")
+    assert said("drain", *address)[0] == 4, "nobody is there yet"
+    try:
+        second.spawn()
+        until(lambda: "registered as second" in second.text(), 20, "it is there")
+        assert said("drain")[0] == 6
+        code, _, error = said("drain", *address, folder=place.folder / "elsewhere")
+        assert (code, "FLEETPROXY_DATA_DIR" in error) == (5, True)
+        assert said("undrain", *address)[:2] == (0, "second takes requests again\n")
+        assert said("drain", *address)[:2] == (0, "second finishes what runs (0), then it leaves\n")
+        assert second.wait(20) == 0
+    finally:
+        second.kill()
+    assert connected.chat(stream=False)[0] == 200
 
 
 def test_sigterm_finishes_what_runs_and_exits_zero(connected: Place) -> None:
