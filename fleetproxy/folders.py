@@ -123,6 +123,13 @@ class Lock:
             except FileNotFoundError:
                 pass
             os.close(self._file)  # its holder left and took the file away between our open and our lock: again
+        # One on the folder itself, which whoever clears old files out of /tmp heeds (tmpfiles.d(5), "Age"): what is in
+        # it is written at the start, and read when a process is replaced months later.
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            pass  # it is being cleared just now, or the file system has no locks
         self.write(note)
 
     def write(self, note: Running) -> None:
@@ -136,6 +143,7 @@ class Lock:
 
     def release(self) -> None:
         os.close(self._file)
+        os.close(self._folder)
 
 
 def running(folder: Path) -> Running | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -112,3 +113,16 @@ def test_a_lock_file_taken_away_by_its_last_holder_is_made_anew(tmp_path: Path) 
     with pytest.raises(Locked):
         Lock(tmp_path, Running(3, ""))
     second.release()
+
+
+def test_a_folder_in_use_is_passed_over_by_whoever_clears_old_files(tmp_path: Path) -> None:
+    """tmpfiles.d(5): a folder on which somebody has a lock is skipped, with all that is in it."""
+    lock = Lock(tmp_path, Running(1, "r"))
+    cleaner = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.release()
+        fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(cleaner)
