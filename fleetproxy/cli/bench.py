@@ -11,7 +11,7 @@ import msgspec
 
 from fleetproxy.cli import FAILED, NOT_FOUND, OK
 from fleetproxy.cli.fleet import Mistake, add_target, asking
-from fleetproxy.cli.options import parser
+from fleetproxy.cli.options import count, parser
 from fleetproxy.cli.output import one_line, print_json, talk
 from fleetproxy.cli.wording import milliseconds
 from fleetproxy.remote.address import find
@@ -36,9 +36,9 @@ _PROMPT = "Write a short story about a lighthouse and the people who keep it."
 def run(words: list[str]) -> int:
     options = parser("bench", examples=_EXAMPLES, says=_SAYS)
     options.add_argument("--model", help="the model (the smallest of the fleet)")
-    options.add_argument("-n", "--requests", type=_count, default=20, metavar="N", help="requests in all (20)")
-    options.add_argument("-c", "--concurrency", type=_count, default=2, metavar="N", help="requests at once (2)")
-    options.add_argument("--tokens", type=_count, default=64, metavar="N", help="tokens of an answer, at most (64)")
+    options.add_argument("-n", "--requests", type=count, default=20, metavar="N", help="requests in all (20)")
+    options.add_argument("-c", "--concurrency", type=count, default=2, metavar="N", help="requests at once (2)")
+    options.add_argument("--tokens", type=count, default=64, metavar="N", help="tokens of an answer, at most (64)")
     options.add_argument("--prompt", default=_PROMPT, metavar="TEXT", help="what to ask")
     options.add_argument("--server", metavar="NAME", help="pin the requests to this server")
     options.add_argument("--dialect", choices=("ollama", "openai"), help="path to ask at (Ollama's where it can be)")
@@ -74,8 +74,8 @@ def _work(fleet: Fleet, asked: argparse.Namespace) -> int:
     else:
         _print(plan, reports)
     for found in reports.values():
-        for text, count in found.errors.items():
-            talk(one_line(f"failed {count}x: {text}"))
+        for text, times in found.errors.items():
+            talk(one_line(f"failed {times}x: {text}"))
     return FAILED if any(found.failed for found in reports.values()) else OK
 
 
@@ -108,7 +108,7 @@ def _print(plan: Plan, reports: dict[str, Report]) -> None:
             print(f"{name:<8} {label:<6} {_cells(spread)}")
         print(f"{name:<8} {found.tokens_per_s:g} tokens/s, {found.requests_per_s:g} requests/s, {found.failed} failed")
         if found.servers:
-            print(f"{name:<8} " + ", ".join(f"{server} {count}" for server, count in found.servers.items()))
+            print(f"{name:<8} " + ", ".join(f"{server} {times}" for server, times in found.servers.items()))
         print()
     if len(reports) == 2:
         ours, theirs = reports["fleet"], reports["direct"]
@@ -127,9 +127,3 @@ def _cells(spread: Spread | None) -> str:
         return " ".join(["-".rjust(10)] * 4)
     values: tuple[Any, ...] = (spread.p50, spread.p95, spread.p99, spread.mean)
     return " ".join(milliseconds(value).rjust(10) for value in values)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:7]) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"wants a number from 1 to 1000000, got {text!r}")
-    return int(text)

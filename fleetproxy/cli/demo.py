@@ -8,7 +8,7 @@ import sys
 
 from fleetproxy.cli import FAILED, OK
 from fleetproxy.cli.browser import add_browser, show
-from fleetproxy.cli.options import parser
+from fleetproxy.cli.options import parser, port, seconds
 from fleetproxy.testing.demo import Failed, Plan
 from fleetproxy.testing.demo import run as run_demo
 
@@ -27,11 +27,11 @@ model and no network; writes nothing outside a temporary folder, which goes with
 def run(words: list[str]) -> int:
     """Exit code 0 after Ctrl-C or the duration, 1 when it cannot run."""
     options = parser("demo", examples=_EXAMPLES, says=_SAYS)
-    options.add_argument("--port", type=int, help="port to listen on (11434, or any free one when that is taken)")
+    options.add_argument("--port", type=port, help="port to listen on (11434, or any free one when that is taken)")
     options.add_argument("--seed", type=int, default=0, help="another seed, other answers and traffic (0)")
     options.add_argument("--speed", type=_speed, default=1.0, help="servers and traffic this many times as fast (1)")
     options.add_argument("--no-traffic", action="store_true", help="leave the asking to you")
-    options.add_argument("--duration", type=float, metavar="S", help="end by itself after so many seconds")
+    options.add_argument("--duration", type=seconds, metavar="S", help="end by itself after so many seconds")
     options.add_argument("--open", action="store_true", help="let other machines reach it, as in a container; no keys")
     add_browser(options)
     asked = options.parse_args(words)
@@ -56,7 +56,10 @@ def _say(text: str) -> None:
 
 
 def _speed(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value <= 1000:
-        raise argparse.ArgumentTypeError("wants a number above 0, up to 1000")
+        raise argparse.ArgumentTypeError(f"wants a number above 0, up to 1000, got {text!r}")
     return value

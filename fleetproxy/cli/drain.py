@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fleetproxy.cli.fleet import add_target, asking, seconds
-from fleetproxy.cli.options import parser
+from fleetproxy.cli.fleet import add_target, asking
+from fleetproxy.cli.options import parser, seconds
 from fleetproxy.cli.output import talk
 from fleetproxy.remote import steer
 from fleetproxy.remote.call import Fleet

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from fleetproxy.cli import FAILED, NOT_FOUND, OK, TIMEOUT, UNAUTHORIZED, UNREACHABLE, USAGE
-from fleetproxy.cli.options import complain
+from fleetproxy.cli.options import complain, seconds
 from fleetproxy.cli.output import one_line, talk
 from fleetproxy.folders import FolderError
 from fleetproxy.remote.address import BadTarget, Target, find
@@ -69,14 +69,3 @@ def asking(word: str, asked: argparse.Namespace, work: Callable[[Fleet], int | N
     except Mistake as error:
         talk(one_line(f"fleetproxy {word}: {error}"))
         return error.code
-
-
-def seconds(text: str) -> float:
-    """A time on the command line. Raises ArgumentTypeError."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 86_400:
-        raise argparse.ArgumentTypeError(f"wants seconds, above 0 and up to 86400, got {text!r}")
-    return value

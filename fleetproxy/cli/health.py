@@ -8,7 +8,7 @@ import sys
 from urllib.parse import urlsplit
 
 from fleetproxy.cli import FAILED, OK, UNREACHABLE
-from fleetproxy.cli.options import complain, parser
+from fleetproxy.cli.options import complain, parser, seconds
 from fleetproxy.folders import FolderError, data_folder, running
 from fleetproxy.settings.load import load
 from fleetproxy.settings.problems import ConfigError
@@ -33,7 +33,7 @@ def run(words: list[str]) -> int:
         "--ready", action="store_true", help="ask whether it can serve requests, not only whether it runs"
     )
     options.add_argument("--url", help="the address to ask")
-    options.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for the answer (5)")
+    options.add_argument("--timeout", type=seconds, default=5.0, metavar="S", help="seconds to wait for the answer (5)")
     options.add_argument("--config", metavar="FILE", help="configuration that names the data folder")
     options.add_argument("--data-dir", metavar="FOLDER", help="data folder of the one to ask")
     asked = options.parse_args(words)

@@ -57,8 +57,8 @@ def add_settings(options: argparse.ArgumentParser) -> None:
         help="add a server; openai+http://... for vLLM, llama.cpp and the like; may be repeated",
     )
     options.add_argument("--host", help="address to listen on (127.0.0.1)")
-    options.add_argument("--port", type=_port, help="port to listen on (11434); 0 takes a free one")
-    options.add_argument("--metrics-port", type=_port, metavar="PORT", help="serve /metrics on a port of its own")
+    options.add_argument("--port", type=port, help="port to listen on (11434); 0 takes a free one")
+    options.add_argument("--metrics-port", type=port, metavar="PORT", help="serve /metrics on a port of its own")
     options.add_argument("--processes", type=int, metavar="N", help="proxy processes (1)")
     options.add_argument("--data-dir", metavar="FOLDER", help="where history and accounts are kept")
     options.add_argument("--open", action="store_true", default=None, help="listen beyond loopback without keys")
@@ -117,7 +117,32 @@ def complain(error: Exception) -> int:
     return BAD_CONFIG
 
 
-def _port(text: str) -> int:
+def port(text: str) -> int:
+    """Of the command line. Raises ArgumentTypeError, as those below."""
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"wants a port from 0 to 65535, got {text!r}")
     return int(text)
+
+
+def count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:7]) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"wants a number from 1 to 1000000, got {text!r}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    return _measure(text, 86_400.0, "seconds, above 0 and up to 86400")
+
+
+def gibibytes(text: str) -> float:
+    return _measure(text, 1_000_000.0, "GiB, above 0 and up to 1000000")
+
+
+def _measure(text: str, most: float, wanted: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(f"wants {wanted}, got {text!r}")
+    return value

@@ -40,7 +40,7 @@ _MOST_MESSAGES = 1000
 def run(words: list[str]) -> int:
     options = parser("run", examples=_EXAMPLES, says=_SAYS)
     options.add_argument("model", help="the model")
-    options.add_argument("prompt", nargs="*", help="ask this once, instead of a conversation")
+    options.add_argument("prompt", nargs="*", default=[], help="ask this once, instead of a conversation")
     options.add_argument("--system", metavar="TEXT", help="tell the model this first")
     options.add_argument("--format", choices=("json",), help="have it answer in JSON")
     options.add_argument("--think", type=_truth, metavar="BOOL", help="have it think first, or not")

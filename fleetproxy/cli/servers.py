@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from fleetproxy.cli.fleet import Mistake, add_target, asking
-from fleetproxy.cli.options import parser
+from fleetproxy.cli.options import count, gibibytes, parser
 from fleetproxy.cli.output import Cell, Column, add_output, printed, talk
 from fleetproxy.cli.wording import size
 from fleetproxy.remote import steer
@@ -51,9 +51,11 @@ def run(words: list[str]) -> int:
         help="what to do (list)",
     )
     options.add_argument("server", nargs="?", help="its name; add: NAME=URL, openai+http://... for vLLM and the like")
-    options.add_argument("--vram", type=float, metavar="GIB", help="add: its video memory")
-    options.add_argument("--max-concurrent", type=int, metavar="N", help="add: requests it gets at once")
-    options.add_argument("--batch", type=int, metavar="N", help="add: inputs of one embeddings request it gets at once")
+    options.add_argument("--vram", type=gibibytes, metavar="GIB", help="add: its video memory")
+    options.add_argument("--max-concurrent", type=count, metavar="N", help="add: requests it gets at once")
+    options.add_argument(
+        "--batch", type=count, metavar="N", help="add: inputs of one embeddings request it gets at once"
+    )
     options.add_argument("--api-key-file", metavar="FILE", help="add: file with the token to send to it")
     add_output(options)
     add_target(options)

@@ -81,6 +81,14 @@ def test_no_words_at_all_is_wrong_usage(tmp_path: Path) -> None:
         (["serve", "--port", "many"], "argument --port: wants a port from 0 to 65535, got 'many'"),
         (["config"], "the following arguments are required: what"),
         (["version", "now"], "unrecognized arguments: now"),
+        (["demo", "--port", "99999"], "--port: wants a port from 0 to 65535, got '99999'"),
+        (["demo", "--speed", "fast"], "--speed: wants a number above 0, up to 1000, got 'fast'"),
+        (["demo", "--duration", "nan"], "--duration: wants seconds, above 0 and up to 86400, got 'nan'"),
+        (["health", "--timeout", "0"], "--timeout: wants seconds, above 0 and up to 86400, got '0'"),
+        (["drain", "gpu1", "--within", "nan"], "--within: wants seconds, above 0 and up to 86400, got 'nan'"),
+        (["servers", "add", "a=h", "--vram", "nan"], "--vram: wants GiB, above 0 and up to 1000000, got 'nan'"),
+        (["servers", "add", "a=h", "--max-concurrent", "-4"], "--max-concurrent: wants a number from 1 to 1000000"),
+        (["run"], "the following arguments are required: model;"),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_one_sentence(words: list[str], says: str, tmp_path: Path) -> None:
