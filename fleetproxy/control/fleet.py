@@ -21,9 +21,17 @@ from fleetproxy.control import descriptors, policy
 from fleetproxy.control.analytics.rows import Row
 from fleetproxy.control.bodies import Bodies
 from fleetproxy.control.columns import Columns
-from fleetproxy.control.last_states import LastStates
+from fleetproxy.control.last_states import LastState, LastStates
 from fleetproxy.control.probe import Probe
-from fleetproxy.control.sightings import first_sights, just_after, observation, row, same_but_fleeting, same_place
+from fleetproxy.control.sightings import (
+    first_sights,
+    just_after,
+    observation,
+    row,
+    same_but_fleeting,
+    same_place,
+    unloaded,
+)
 from fleetproxy.control.state.servers import ServerEntry
 from fleetproxy.core.backend import Backend, BackendState
 from fleetproxy.core.fleet import Fleet, FleetEvent, ModelEvent, ServerEvent, Thresholds, compile_table
@@ -313,6 +321,8 @@ class LiveFleet:
         leaving = (leaving.server.backend for leaving in self._leaving.values())
         polled = (*(server.backend for server in self._servers.values()), *leaving)
         states: dict[str, BackendState] = {}
+        for last in self._last_states.departed(polled):
+            self._say_goodbye(last)
         for backend in polled:
             name = backend.name
             known = old.get(name)
@@ -328,7 +338,6 @@ class LiveFleet:
         self._fleet = Fleet(backends=backends, states=states)
         names = {backend.name for backend in polled}
         self._loaded_at_s = {name: times for name, times in self._loaded_at_s.items() if name in names}
-        self._last_states.keep_only(frozenset(backend.id for backend in polled))
 
     def _tell(self, name: str, events: Iterable[FleetEvent]) -> None:
         """Write events down. Before the state that follows: killed in between, one is told twice rather than never."""
@@ -344,6 +353,11 @@ class LiveFleet:
                 case ModelEvent():
                     times.pop(event.model, None)
             self._journal.put(row(event))
+
+    def _say_goodbye(self, last: LastState) -> None:
+        """Models in the memory of a server that has left are not ours any more: or they would be there for ever."""
+        for model in last.loaded_at_s:
+            self._journal.put(row(unloaded(last.backend, model, self._wall())))
 
     def _member(self, server: _Server, *, leaving: bool) -> Member:
         backend = server.backend

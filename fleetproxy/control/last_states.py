@@ -6,6 +6,7 @@ that stayed in memory would be told as loaded again, and those that left meanwhi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -45,11 +46,8 @@ class LastStates:
 
     def read(self, backend: Backend, now_s: float) -> LastState | None:
         """The last state of this server; None when it is new, has moved, or its file is damaged."""
-        try:
-            last = _DECODER.decode(self._path(backend.id).read_bytes())
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            return None
-        if last.backend.name != backend.name or not same_place(last.backend, backend):
+        last = self._known(backend.id)
+        if last is None or not _same_server(last.backend, backend):
             return None
         polled_at_s = last.state.polled_at_s
         if polled_at_s is not None and polled_at_s > now_s:  # the clock was set back since
@@ -75,18 +73,42 @@ class LastStates:
             return
         self._written[backend.id] = last
 
-    def keep_only(self, ids: frozenset[int]) -> None:
-        """Forget servers that are no longer in the fleet."""
+    def departed(self, backends: Iterable[Backend]) -> list[LastState]:
+        """What was seen last of servers that are no longer in the fleet, or are somewhere else now; it is forgotten."""
+        here = {backend.id: backend for backend in backends}
+        found: list[LastState] = []
         try:
             for path in self._folder.iterdir():
-                if path.stem.isdigit() and int(path.stem) not in ids:
-                    path.unlink(missing_ok=True)
-                    self._written.pop(int(path.stem), None)
+                if not path.stem.isdigit() or path.suffix != ".json":
+                    continue
+                server_id = int(path.stem)
+                known = self._written.get(server_id)
+                if known is None and server_id in here:
+                    known = self._known(server_id)  # of an earlier life: looked at once
+                if known is not None and server_id in here and _same_server(known.backend, here[server_id]):
+                    self._written.setdefault(server_id, known)
+                    continue
+                known = known or self._known(server_id)
+                path.unlink(missing_ok=True)
+                self._written.pop(server_id, None)
+                if known is not None:
+                    found.append(known)
         except OSError:
             pass  # there is no folder yet, or it will be tidied the next time
+        return found
+
+    def _known(self, server_id: int) -> LastState | None:
+        try:
+            return _DECODER.decode(self._path(server_id).read_bytes())
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return None
 
     def _path(self, server_id: int) -> Path:
         return self._folder / f"{server_id}.json"
+
+
+def _same_server(known: Backend, backend: Backend) -> bool:
+    return known.name == backend.name and same_place(known, backend)
 
 
 def _without_key(backend: Backend) -> Backend:

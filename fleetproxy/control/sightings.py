@@ -77,6 +77,11 @@ def first_sights(
     )
 
 
+def unloaded(backend: Backend, model: str, at_s: float) -> core.ModelEvent:
+    """A model of a server that has left the fleet."""
+    return core.ModelEvent(backend=backend.name, server_id=backend.id, model=model, kind="unloaded", at_s=at_s)
+
+
 def row(event: core.FleetEvent) -> Row:
     """An event as the store keeps it."""
     occurred_at_us = int(event.at_s * 1_000_000)

@@ -166,7 +166,11 @@ async def test_a_reload_keeps_what_is_known_of_unchanged_servers(tmp_path: Path)
         assert table.backends[0].backend.max_concurrent == 4
         assert world.fleet._fleet.state("a").resident == states["a"].resident
         assert world.events()[: len(events)] == events
-        assert [event for event in world.events() if event[0] == "phi:latest"] == [("phi:latest", "loaded")] * 2
+        # Those of B went with it.
+        assert [event for event in world.events() if event[0] == "phi:latest"] == [
+            ("phi:latest", "loaded"), ("phi:latest", "loaded"), ("phi:latest", "unloaded"),
+        ]  # fmt: skip
+        assert [row["server"] for row in world.rows("model_events") if row["event"] == "unloaded"] == ["B"]
         assert len(world.servers.paths("a")) == 2 * asked
         assert world.servers.forgotten == ["B"]
 
@@ -252,6 +256,26 @@ async def test_a_server_that_comes_back_while_leaving_stays(tmp_path: Path) -> N
         assert world.fleet.backends()[0][0].column == column
         assert not world.fleet.members()[0].leaving
         assert world.events().count(("phi:latest", "loaded")) == 1
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+@pytest.mark.parametrize("then", [(), (Server(name="a", url="http://elsewhere:11434"),)])
+async def test_models_of_a_server_that_has_left_or_moved_are_in_its_memory_no_more(
+    tmp_path: Path, then: tuple[Server, ...], meanwhile: bool
+) -> None:
+    """Else their stay would never end in the statistics. `meanwhile`: it left while control was down."""
+    async with living(tmp_path, {"a": OLLAMA}, A) as world:
+        assert ("phi:latest", "loaded") in world.events()
+        if not meanwhile:
+            world.configure(*then)
+            await world.fleet.reload()
+            await world.fleet.reload()
+            assert world.events().count(("phi:latest", "unloaded")) == 1
+    if meanwhile:
+        async with living(tmp_path, {"a": OLLAMA}, *then, first_poll=False) as world:
+            assert world.events().count(("phi:latest", "unloaded")) == 1
+    async with living(tmp_path, {"a": OLLAMA}, *then, first_poll=False) as world:
+        assert world.events().count(("phi:latest", "unloaded")) == 1
 
 
 async def test_servers_and_keys_added_through_the_api_are_taken_in(tmp_path: Path) -> None:

@@ -83,14 +83,27 @@ def test_polls_that_find_nothing_new_are_not_written_until_the_file_is_old(folde
 
 def test_servers_that_left_are_forgotten(folder: Path) -> None:
     states = LastStates(folder)
-    states.keep_only(frozenset())
+    assert states.departed([]) == []
     for number in (1, 2):
-        states.write(backend(id=number), STATE, {})
-    states.keep_only(frozenset({2}))
+        states.write(backend(id=number), STATE, {"phi:latest": 900.0 + number})
+    (gone,) = states.departed([backend(id=2)])
+    assert (gone.backend.id, gone.loaded_at_s) == (1, {"phi:latest": 901.0})
+    assert states.departed([backend(id=2)]) == []
     assert states.read(backend(id=1), 1e12) is None
     assert states.read(backend(id=2), 1e12) is not None
     states.write(backend(id=1), STATE, {})
     assert states.read(backend(id=1), 1e12) is not None
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_server_that_moved_has_left_where_it_was(folder: Path, restarted: bool) -> None:
+    states = LastStates(folder)
+    states.write(backend(), STATE, {"phi:latest": 900.0})
+    states = LastStates(folder) if restarted else states
+    assert states.departed([backend(max_concurrent=4)]) == []
+    assert [one.backend.host for one in states.departed([backend(host="10.0.0.9")])] == [backend().host]
+    assert states.departed([backend(host="10.0.0.9")]) == []
+    assert states.read(backend(), 1e12) is None
 
 
 def test_a_full_disk_is_counted_and_costs_nothing_else() -> None:
