@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from fleetproxy import log
 from fleetproxy.core import access
 from fleetproxy.core.names import canonical
 from fleetproxy.core.operation import Endpoint, Operation
@@ -30,6 +31,8 @@ from fleetproxy.proxy.relay import Relay
 from fleetproxy.proxy.scatter import Scatter
 from fleetproxy.wire.head import Head
 from fleetproxy.wire.peek import Peek, inject, peek
+
+_log = log.get("proxy")
 
 
 class Handler:
@@ -79,6 +82,9 @@ class Handler:
                 exchange.fail(ClientGone(), "aborted")
                 raise
             await self._refuse(exchange, exchange.interruption)
+        except Exception:
+            _log.exception("request %s to %s failed by a fault of fleetproxy", exchange.request_id, endpoint.path)
+            await self._refuse(exchange, FleetError("A fault of fleetproxy; its log has it, with the request's id."))
         finally:
             plane.budget.release(held_bytes)
             plane.dismiss(admitted)

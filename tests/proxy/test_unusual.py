@@ -9,7 +9,7 @@ import json
 import msgspec
 import pytest
 
-from fleetproxy.core.table import Limits
+from fleetproxy.core.table import RESIDENT, Limits, Route
 from fleetproxy.testing.fault import FaultUpstream
 from fleetproxy.testing.raw import connect, request
 from fleetproxy.testing.script import (
@@ -262,3 +262,18 @@ async def test_a_server_with_letters_beyond_ascii_can_be_pinned(start, pin, codi
             await client.send(asked.replace(b"PIN", pin.encode(coding)))
             answer = await client.answer()
             assert (answer.status, answer.header("x-fleet-backend")) == (200, "s1")
+
+
+async def test_a_fault_of_ours_is_said_in_the_callers_dialect_and_written_down(start):
+    snapshot = snapshot_of([])
+    broken = msgspec.structs.replace(snapshot.table, models={"m:latest": (Route(7, RESIDENT, "m"),)})
+    async with (
+        start(msgspec.structs.replace(snapshot, table=broken)) as running,
+        await connect("127.0.0.1", running.port) as client,
+    ):
+        await client.send(request("POST", "/v1/chat/completions", CHAT))
+        answer = await client.answer()
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (500, "internal_error")
+        await running.settled()
+        [row] = running.records()
+        assert (row.status, row.outcome, row.error) == (500, "refused", "internal_error")
