@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 import pytest
 
@@ -76,6 +77,24 @@ def test_what_is_open_and_goes_away_is_said_to_be_gone(visit: Visit, service: Se
     expect(page.get_by_text("What this address opens is gone.")).to_be_visible()
 
 
+@pytest.mark.parametrize(("path", "row"), [("/?as=rows", "big"), ("/models", "qwen3:8b"), ("/users", "root")])
+def test_back_closes_what_is_open_and_forward_opens_it_again(visit: Visit, path: str, row: str) -> None:
+    page = visit(path)
+    drawer = page.get_by_role("dialog", name=row)
+    page.get_by_role("row", name=row).first.click()
+    expect(drawer).to_be_visible()
+    page.go_back()
+    expect(drawer).to_have_count(0)
+    assert page.url.endswith(path)
+    page.go_forward()
+    expect(drawer).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(drawer).to_have_count(0)
+    page.wait_for_url(f"**{path}")
+    page.go_forward()
+    expect(drawer).to_be_visible()
+
+
 def test_a_session_that_ends_under_an_open_form_leads_to_the_login_and_back(visit: Visit, service: Service) -> None:
     visit.expect(r"status of 401|ERR_|Failed to load")
     page = visit("/schedule?ahead=7d", stranger=True)
@@ -91,6 +110,25 @@ def test_a_session_that_ends_under_an_open_form_leads_to_the_login_and_back(visi
     live(page)
     expect(page).to_have_title(re.compile("Schedule"))
     assert "ahead=7d" in page.url
+
+
+def test_a_second_tab_of_a_machine_whose_clock_is_wrong_tells_the_time_too(visit: Visit) -> None:
+    first = visit("/", timezone_id="UTC")
+    first.context.add_init_script("const real = Date.now; Date.now = () => real() + 3_600_000")
+    first.reload()
+    live(first)
+    second = visit.tab(first.context, "/settings?tab=about")
+    clock = second.get_by_role("region", name="About").get_by_role("definition").nth(1)
+    expect(clock).to_have_text(re.compile(r"\d\d:\d\d:\d\d"))
+    shown = clock.inner_text().split(", ")[1]
+    now = datetime.now(UTC)
+    assert min(abs(_of_day(shown) - (now.hour * 3600 + now.minute * 60 + now.second)), 86_400) < 30, shown
+
+
+def _of_day(clock: str) -> int:
+    """Seconds since midnight."""
+    hours, minutes, seconds = map(int, clock.split(":"))
+    return hours * 3600 + minutes * 60 + seconds
 
 
 def test_who_moves_little_is_shown_no_movement(visit: Visit) -> None:

@@ -4,6 +4,8 @@ export const BASE = '/dashboard'
 
 let path = $state(inside(location.pathname))
 let search = $state(location.search)
+/** On the way back, until the browser says that it is there. */
+let leaving = false
 
 export const place = {
   /** Path inside the dashboard: `/`, `/requests`, `/models/llama3.2:3b`. */
@@ -23,14 +25,35 @@ export const place = {
   },
 }
 
-/** Go to a path inside the dashboard, with its query. `replace` leaves no entry in the history. */
-export function go(to: string, options: { replace?: boolean } = {}): void {
+export interface How {
+  /** Leaves no entry in the history. */
+  replace?: boolean
+  /** Back to where one was before something was opened, if nothing else has changed: then as the browser's Back does. */
+  leave?: boolean
+}
+
+/** What an entry of the history knows: the address it was reached from. */
+interface Entry {
+  before?: string
+}
+
+/** Go to a path inside the dashboard, with its query. */
+export function go(to: string, how: How = {}): void {
   const url = new URL(BASE + (to === '/' ? '/' : to), location.origin)
-  if (url.pathname + url.search === location.pathname + location.search) return
-  history[options.replace ? 'replaceState' : 'pushState'](null, '', url)
+  const [wanted, here] = [url.pathname + url.search, location.pathname + location.search]
+  if (wanted === here) return
+  if (how.leave && (history.state as Entry | null)?.before === wanted) {
+    // The browser goes back in its own time; what is shown is there at once.
+    show(url)
+    if (!leaving) history.back()
+    leaving = true
+    return
+  }
+  if (how.replace || how.leave) history.replaceState(history.state, '', url)
+  else history.pushState({ before: here } satisfies Entry, '', url)
   const elsewhere = inside(url.pathname) !== path
-  arrive()
-  if (elsewhere && !options.replace) scrollTo(0, 0)
+  show(url)
+  if (elsewhere && !how.replace && !how.leave) scrollTo(0, 0)
 }
 
 /** The address of a path inside the dashboard, for `href`. */
@@ -44,19 +67,19 @@ export function under(path: string, name: string): string {
 }
 
 /** Change some of the query's parameters; null takes one out. */
-export function amend(changes: Record<string, string | null>, options: { replace?: boolean } = {}): void {
-  const query = new URLSearchParams(location.search)
+export function amend(changes: Record<string, string | null>, how: How = { replace: true }): void {
+  const query = new URLSearchParams(search)
   for (const [name, value] of Object.entries(changes)) {
     if (value === null) query.delete(name)
     else query.set(name, value)
   }
   const text = query.toString()
-  go(path + (text ? `?${text}` : ''), { replace: options.replace ?? true })
+  go(path + (text ? `?${text}` : ''), how)
 }
 
-function arrive(): void {
-  path = inside(location.pathname)
-  search = location.search
+function show(at: URL | Location): void {
+  path = inside(at.pathname)
+  search = at.search
 }
 
 function inside(pathname: string): string {
@@ -72,7 +95,10 @@ function decoded(text: string): string {
   }
 }
 
-addEventListener('popstate', arrive)
+addEventListener('popstate', () => {
+  leaving = false
+  show(location)
+})
 
 /** Links into the dashboard are followed without a reload, unless the user asks for a new tab or window. */
 document.addEventListener('click', (event) => {

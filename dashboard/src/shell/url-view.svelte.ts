@@ -14,10 +14,17 @@ export interface Parameter<Value> {
   initial: Value
   read: (text: string) => Value
   write: (value: Value) => string
+  /** Opening is a step of its own: the browser's Back closes it. */
+  step?: boolean
 }
 
 export function text(initial = ''): Parameter<string> {
   return { initial, read: (given) => given, write: (value) => value }
+}
+
+/** What is open beside the list, by its key; empty for nothing. */
+export function opens(): Parameter<string> {
+  return { ...text(), step: true }
 }
 
 export function number(initial: number): Parameter<number> {
@@ -59,7 +66,9 @@ export function urlView<Shape extends Record<string, Parameter<any>>>(shape: Sha
       },
       set(value) {
         const written = parameter.write(value)
-        amend({ [name]: written === parameter.write(parameter.initial) ? null : written })
+        const nothing = written === parameter.write(parameter.initial)
+        const how = !parameter.step ? { replace: true } : nothing ? { leave: true } : { replace: place.query.has(name) }
+        amend({ [name]: nothing ? null : written }, how)
       },
     })
   }
