@@ -10,6 +10,7 @@ from typing import Any
 
 from fleetproxy.cli import USAGE
 from fleetproxy.cli.options import parser
+from fleetproxy.cli.output import clean
 from fleetproxy.cli.users import add_place, at_place
 from fleetproxy.control.accounts import Accounts
 
@@ -69,9 +70,9 @@ def _list(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     print(f"{'KEY':<12} {'LABEL':<20} {'SCOPES':<24} {'EXPIRES':<26} MODELS")
     for row in rows:
-        models = "all" if row["models"] is None else ", ".join(row["models"])
+        models = "all" if row["models"] is None else clean(", ".join(row["models"]))
         scopes = ", ".join(row["scopes"])
-        print(f"{row['prefix'] + '…':<12} {row['label']:<20} {scopes:<24} {row['expiresAt'] or 'never':<26} {models}")
+        print(f"{row['prefix'] + '…':<12} {clean(row['label']):<20} {scopes:<24} {row['expiresAt'] or 'never':<26} {models}")
 
 
 def _days(text: str) -> int:

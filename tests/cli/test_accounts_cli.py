@@ -92,6 +92,14 @@ def test_accounts_without_anything_running(data: Path) -> None:
     story(data)
 
 
+def test_a_label_from_elsewhere_steers_no_terminal(data: Path) -> None:
+    assert fleetproxy(data, "users", "add", "ann", "--password-stdin", text="correct horse 9\n").returncode == 0
+    fleetproxy(data, "keys", "add", "ann", "--label", "red\x1b[31m")
+    table = fleetproxy(data, "keys", "list", "ann").stdout
+    assert "red" in table
+    assert "\x1b" not in table
+
+
 @pytest.fixture
 async def running(data: Path) -> AsyncIterator[Control]:
     """Control on control.sock, as the supervisor would have it."""
