@@ -321,8 +321,8 @@ class LiveFleet:
         leaving = (leaving.server.backend for leaving in self._leaving.values())
         polled = (*(server.backend for server in self._servers.values()), *leaving)
         states: dict[str, BackendState] = {}
-        for last in self._last_states.departed(polled):
-            self._say_goodbye(last)
+        for gone in self._last_states.departed(polled):
+            self._say_goodbye(gone)
         for backend in polled:
             name = backend.name
             known = old.get(name)

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import msgspec
 
 from fleetproxy.core.cron import Cron
+from fleetproxy.core.names import canonical
 
 CLOSE = timedelta(minutes=5)
 SLOT_STEP = timedelta(minutes=30)
@@ -162,7 +163,7 @@ def conflict(one: Occurrence, other: Occurrence) -> ConflictType | None:
     """How two runs are in each other's way, if they are."""
     if one.job_id == other.job_id or _apart(one, other):
         return None
-    if one.model == other.model and _overlap(one, other):
+    if canonical(one.model) == canonical(other.model) and _overlap(one, other):
         return "same_model"
     return "time_overlap" if abs(one.start - other.start) < CLOSE or _crowded(one, other) else None
 
@@ -181,7 +182,7 @@ def open_slots(
 ) -> list[datetime]:
     """Starts, SLOT_STEP apart from `start` on, where a run of `model` would be in nobody's way; at most MAX_SLOTS."""
     starts = sorted(run.start for run in runs)
-    same = sorted((run for run in runs if run.model == model), key=_order)
+    same = sorted((run for run in runs if canonical(run.model) == canonical(model)), key=_order)
     same_starts = [run.start for run in same]
     latest_end: list[datetime] = []
     for run in same:
@@ -224,7 +225,7 @@ def _group_runs(
 
 def _pairs(ordered: Sequence[Occurrence]) -> Iterator[tuple[Occurrence, Occurrence]]:
     """Pairs that may be in conflict, each once, in order of the earlier run."""
-    same = _Together(ordered, lambda run: run.model)
+    same = _Together(ordered, lambda run: canonical(run.model))
     tight = _Together((run for run in ordered if run.needs_bytes and run.room_bytes), lambda run: run.server_id)
     starts = [run.start for run in ordered]
     for place, run in enumerate(ordered):
@@ -236,7 +237,7 @@ def _pairs(ordered: Sequence[Occurrence]) -> Iterator[tuple[Occurrence, Occurren
             yield run, one
         if run.needs_bytes and run.room_bytes:
             for one in tight.between(run, close):
-                if one.model != run.model:
+                if canonical(one.model) != canonical(run.model):
                     yield run, one
 
 
@@ -268,7 +269,7 @@ def _crowded(one: Occurrence, other: Occurrence) -> bool:
     room_bytes = min(one.room_bytes, other.room_bytes)
     known = one.server_id is not None and one.server_id == other.server_id and one.needs_bytes and other.needs_bytes
     too_much = bool(known and room_bytes) and one.needs_bytes + other.needs_bytes > room_bytes
-    return too_much and one.model != other.model and _overlap(one, other)
+    return too_much and canonical(one.model) != canonical(other.model) and _overlap(one, other)
 
 
 class _Together:

@@ -31,7 +31,7 @@ runs = st.lists(
         st.integers(0, 4000),
         st.integers(1, 3000),
         st.integers(1, 5),
-        st.sampled_from(["phi", "llama"]),
+        st.sampled_from(["phi", "phi:latest", "llama"]),
         st.sampled_from([None, None, 1, 2]),
         needs_bytes=st.sampled_from([0, 4, 7]),
     ),
@@ -177,6 +177,16 @@ def test_models_that_do_not_fit_together_are_in_each_others_way_as_long_as_both_
         assert conflicts([long, fits]) == []
     (close,) = conflicts([long, occurrence(60, 60, 2, "llama", 1, needs_bytes=3)])
     assert (close.kind, close.exceeds_memory) == ("time_overlap", False)
+
+
+def test_one_model_under_two_names_is_one_model() -> None:
+    one, other = (
+        occurrence(0, 3600, 1, "phi", 1, needs_bytes=7),
+        occurrence(1800, 60, 2, "phi:latest", 1, needs_bytes=7),
+    )
+    (found,) = conflicts([one, other])
+    assert (found.kind, found.exceeds_memory) == ("same_model", False)
+    assert open_slots([one], "phi:latest", timedelta(hours=1), NOW, NOW + timedelta(minutes=31)) == []
 
 
 def test_a_plan_knows_servers_and_memory() -> None:
