@@ -71,8 +71,8 @@ def _list(rows: list[dict[str, Any]], as_json: bool) -> None:
     print(f"{'KEY':<12} {'LABEL':<20} {'SCOPES':<24} {'EXPIRES':<26} MODELS")
     for row in rows:
         models = "all" if row["models"] is None else clean(", ".join(row["models"]))
-        scopes = ", ".join(row["scopes"])
-        print(f"{row['prefix'] + '…':<12} {clean(row['label']):<20} {scopes:<24} {row['expiresAt'] or 'never':<26} {models}")
+        label, scopes = clean(row["label"]), ", ".join(row["scopes"])
+        print(f"{row['prefix'] + '…':<12} {label:<20} {scopes:<24} {row['expiresAt'] or 'never':<26} {models}")
 
 
 def _days(text: str) -> int:
