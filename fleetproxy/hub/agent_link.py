@@ -23,7 +23,10 @@ class Ears(Protocol):
     """Who listens to what a worker says of itself."""
 
     def standing(self, standing: payloads.Standing) -> None:
-        """It is alive, and offers this from now on."""
+        """It offers this from now on, or says how its machine is doing."""
+
+    def alive(self) -> None:
+        """It said no more than that."""
 
     def update(self, update: nfrx.StatusUpdate) -> None:
         """The same in nfrx's words: parts of it."""
@@ -100,7 +103,7 @@ class AgentLink:
         match frame.kind:
             case frames.PING:
                 self._socket.send(frames.encode(frames.PONG, 0, frame.payload[:64]))
-                self._ears.standing(payloads.Standing())
+                self._ears.alive()
             case frames.STATUS:
                 self._ears.standing(payloads.decode(frame.payload, payloads.Standing))
             case frames.GOAWAY:

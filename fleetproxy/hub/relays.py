@@ -282,7 +282,7 @@ class StockLink:
             self._ears.violation(str(error))
             return 1
         if frame.t in ("ping", "pong"):
-            self._ears.standing(payloads.Standing())
+            self._ears.alive()
             return 1
         call = self._calls.get(frame.sid)
         if call is None:

@@ -265,11 +265,17 @@ class Session:
         connected = self._connected
         if connected is None:
             return
-        workers = self._sessions.workers
-        worker = connected.worker
-        workers.heard(connected, standing.cpu_percent or worker.cpu_percent, standing.ram_percent or worker.ram_percent)
         if standing.offer is not None:
-            workers.update(connected, standing.offer)
+            self.alive()
+            self._sessions.workers.update(connected, standing.offer)
+        else:
+            self._sessions.workers.heard(connected, standing.cpu_percent, standing.ram_percent)
+
+    def alive(self) -> None:
+        connected = self._connected
+        if connected is not None:
+            worker = connected.worker
+            self._sessions.workers.heard(connected, worker.cpu_percent, worker.ram_percent)
 
     def update(self, update: nfrx.StatusUpdate) -> None:
         connected = self._connected

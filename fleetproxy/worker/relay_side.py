@@ -26,6 +26,8 @@ _log = logging.getLogger("fleetproxy.worker")
 
 #: An answer is one message.
 MAX_ANSWER_BYTES = 10 * 1024 * 1024
+#: Sessions a server may have open here at once, also such that it never uses.
+MAX_CALLS = 1024
 _ASKED = b"content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
 
 
@@ -56,7 +58,7 @@ class _Reply:
         if len(self._body) > MAX_ANSWER_BYTES:
             self._body.clear()
             self._finish(streamable.error(self._identity, streamable.SERVER_ERROR, "the answer is too large"))
-        elif self._events and b"\n\n" in self._body.replace(b"\r", b""):
+        elif self._events and (b"\n" in piece or b"\r" in piece) and b"\n\n" in self._body.replace(b"\r", b""):
             answer = streamable.answer_among(bytes(self._body))
             if answer:
                 self._finish(answer)
@@ -142,7 +144,7 @@ class RelaySide:
                 token = self._options.auth_token
                 if token is not None and not hmac.compare_digest(frame.auth.encode(), token.encode()):
                     self._out.put(relays.open_fail(sid, relays.UNAUTHORIZED, "unauthorized"))
-                elif self._draining or self._desk.full:
+                elif self._draining or self._desk.full or len(self._calls) >= MAX_CALLS:
                     self._out.put(relays.open_fail(sid, "MCP_PROVIDER_UNAVAILABLE", "busy"))
                 else:
                     self._calls[sid] = None

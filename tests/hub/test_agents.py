@@ -372,6 +372,21 @@ async def test_a_worker_that_breaks_the_rules_loses_that_stream_then_its_socket(
         assert (socket.close_code, socket.close_reason) == (1002, "protocol")
 
 
+@pytest.mark.parametrize(("at_once", "reason"), [(1100, "protocol"), (500, "flood")])
+async def test_frames_without_end_are_cut_off_however_they_are_packed(house: House, at_once: int, reason: str) -> None:
+    """Many tiny frames in one message are many pieces of work."""
+    options: dict[str, Any] = {"compression": None, "close_timeout": 0.1}
+    async with connect(house.url, subprotocols=[Subprotocol("fleetproxy.v1")], **options) as socket:
+        await socket.send(frames.encode(frames.REGISTER, 0, payloads.encode(payloads.Enrol(worker_id="w2"))))
+        await until(lambda: len(house.hub.workers) == 1)
+        with suppress(ConnectionClosed):
+            while not house.hub.sessions.counts[reason]:
+                await socket.send(frames.encode(frames.PING, 0) * at_once)
+                await asyncio.sleep(0)
+        await until(lambda: not len(house.hub.workers))
+    assert house.hub.sessions.counts[reason] == 1
+
+
 async def test_a_worker_with_more_to_tell_than_fits_is_told_in_part_and_hides_nobody(house: House) -> None:
     """A thousand names of the longest kind, and a list as long as its message can take."""
     proxy = await house.proxy()

@@ -787,6 +787,9 @@ async def test_a_silent_worker_is_dead_after_fifteen_seconds_and_a_heartbeat_kee
     await until(lambda: len(proxy.hub.workers) == 1)
     (connected,) = house.hub.workers
     assert (connected.worker.cpu_percent, connected.worker.ram_percent) == (12.5, 50.0)
+    await alive.send(type="heartbeat", ts=2, host_ram_used_percent=40)
+    await until(lambda: connected.worker.ram_percent == 40.0)
+    assert connected.worker.cpu_percent == 0.0, "agents leave out what is 0"
 
 
 async def test_a_flood_of_messages_is_closed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
