@@ -155,3 +155,12 @@ def test_templates_of_other_families_are_found() -> None:
     assert parameter(one, "/api/other/id/w-1/v1/models/org/x") == "org/x"
     assert found.find("GET", "/api/other/id/w/1/v1/models") is not one
     assert list(found.literal_endpoints()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "there"), [("/rerank", True), ("/v2/x", True), ("/api/blobs/x", False), ("/v1/", False)]
+)
+def test_only_paths_outside_the_dialects_are_let_through_by_the_operator(path: str, there: bool) -> None:
+    found = registry.passthrough(path)
+    assert (found is not None) == there
+    assert found is None or (found.dialect, found.read) == ("openai", False)
