@@ -73,8 +73,8 @@ class Calendar:
         self._running: dict[int, set[asyncio.Task[Any]]] = {}
         #: The newest time of a job that waits for its last run to end.
         self._waiting: dict[int, datetime] = {}
-        #: Runs ended since start, by outcome.
-        self.counts: dict[str, int] = {}
+        #: Runs ended since start, by outcome; from 0 on, since a counter that begins with 1 has never increased.
+        self.counts: dict[str, int] = dict.fromkeys(_RESULTS, 0)
 
     def changed(self) -> None:
         """Jobs were added, changed or removed."""
@@ -226,7 +226,7 @@ class Calendar:
     def _count(
         self, job: Job, outcome: str, slot: datetime | None, *, started: datetime, duration_ms: float, detail: str
     ) -> None:
-        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+        self.counts[outcome] += 1
         self._put(
             JobRun(
                 started_at_us=int(started.timestamp() * 1e6),

@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import fleetproxy
+from fleetproxy.control.analytics.database import Trouble
 from fleetproxy.control.analytics.rows import MetricSample
 from fleetproxy.control.metrics.exchanges import Exchanges
 from fleetproxy.control.metrics.families import BY_NAME, PREFIX, SHARES_FOR, Family
@@ -227,7 +228,9 @@ class Metrics:
         )
         yield BY_NAME["store_rows"], {(): counters.loaded}
         yield BY_NAME["store_up"], {(): status.ok}
-        yield BY_NAME["store_failures"], {(trouble,): n for trouble, n in store.failures.copy().items()}
+        failures = store.failures.copy()
+        # From 0 on: a counter that begins with 1 has never increased.
+        yield BY_NAME["store_failures"], {(trouble,): failures[trouble] for trouble in get_args(Trouble)}
         yield BY_NAME["store_queries"], {(result,): n for result, n in store.queries.copy().items()}
         yield BY_NAME["store_lost_loads"], {(): store.lost_batches}
         yield BY_NAME["spool_backlog_segments"], {(): status.backlog_segments}

@@ -199,6 +199,7 @@ async def test_the_store_is_shown(tmp_path: Path) -> None:
         await store.read(lambda cursor: cursor.execute("SELECT 1").fetchall())
         found = await scraped(made)
         assert value(found, "store_up") == 1
+        assert value(found, "store_failures_total", trouble="disk") == 0  # to increase from, for the alert
         assert value(found, "audit_dropped_total", reason="malformed") == 1
         assert value(found, "store_queries_total", result="ok") == 1
         assert value(found, "spool_backlog_segments") == 0
