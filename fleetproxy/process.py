@@ -77,6 +77,7 @@ class Process:
         except (OSError, msgspec.MsgspecError) as error:
             logger.error("settings not reloaded: %s", error)
             return
+        log.setup(self.settings, self.name)  # the new level, and no secret of the new settings in a line
         for callback in tuple(self.reload):
             try:
                 callback()

@@ -15,7 +15,7 @@ import sys
 import time
 import types
 
-from fleetproxy import process
+from fleetproxy import log, process
 from fleetproxy.link.board import Board
 from fleetproxy.process import Process
 
@@ -30,6 +30,7 @@ async def act(of: Process) -> None:
     behaviour = behaviours.get(of.name, "")
     note(of, "started")
     of.reload.append(lambda: note(of, f"reloaded:{of.settings.queue.size}"))
+    of.reload.append(lambda: log.get("child").debug("no key but %s", of.settings.auth.admin_key))
     if behaviour == "crash":
         raise RuntimeError("no such luck")
     if behaviour == "die once":

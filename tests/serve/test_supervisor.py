@@ -17,7 +17,7 @@ import pytest
 from fleetproxy.children import Child, product_command
 from fleetproxy.folders import running
 from fleetproxy.link.board import Board
-from fleetproxy.settings import Queue, Settings, Timeouts
+from fleetproxy.settings import Auth, Log, Queue, Settings, Timeouts
 from tests.serve.supervised import Start, alive, until
 
 
@@ -235,6 +235,15 @@ def test_sighup_hands_the_new_settings_to_every_child(start: Start) -> None:
     assert "a new processes needs a restart" in one.complaints
     written = msgspec.json.decode((one.runtime / "settings.json").read_bytes(), type=Settings)
     assert (written.processes, written.port) == (2, one.port)
+
+
+def test_children_write_their_lines_by_the_new_settings(start: Start) -> None:
+    one, key = start().ready(), "a-key-nobody-may-read"
+    fresh = msgspec.structs.replace(one.settings, log=Log(level="debug"), auth=Auth(admin_key=key), port=0)
+    one.fresh.write_bytes(msgspec.json.encode(fresh))
+    one.signal(signal.SIGHUP)
+    until(lambda: one.complaints.count("no key but ***") == 3)
+    assert key not in one.complaints
 
 
 def test_a_bad_configuration_at_sighup_is_reported_and_the_old_one_stays(start: Start) -> None:
