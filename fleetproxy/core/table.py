@@ -136,7 +136,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     default_keep_alive: str | None = None
     #: Raise this and the last chunk of an idle connection pool is dropped later.
     keepalive_idle_s: float = 60.0
-    connections_per_backend: int = 1024
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
