@@ -1,29 +1,22 @@
-"""Secrets that have to be sent again, tokens of chats and the webhook's secret, are kept sealed, with a key that lies
-beside the database: a copy of the database alone (a backup, say) gives none of them away.
-
-The standard library has no cipher; its hashes make one in the usual way: SHAKE-256 of key and nonce as the stream,
-keyed BLAKE2b over nonce and text as the seal, checked first. A nonce is used once.
+"""Secrets that have to be sent again are kept sealed (Fernet: AES-128-CBC and HMAC-SHA256): keys of servers, tokens of
+chats, the webhook's secret. The key lies beside the database: a copy of that alone (a backup, say) gives none away.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import os
-import secrets
 from pathlib import Path
 
+from cryptography.fernet import Fernet, InvalidToken
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fleetproxy import log
-from fleetproxy.control.state.tables import TelegramRow, WebhookRow
+from fleetproxy.control.state.tables import ServerRow, TelegramRow, WebhookRow
 
 _log = log.get("control.state")
 
 KEY_FILE = "state.key"
-KEY_BYTES, NONCE_BYTES, TAG_BYTES = 32, 16, 32
 #: What sealed texts begin with.
 PREFIX = "sealed:1:"
 #: Where a session of the store has its seal.
@@ -31,48 +24,33 @@ _INFO = "seal"
 
 
 class Seal:
+    """`key`: 32 bytes in URL-safe Base64. Raises ValueError for anything else."""
+
     def __init__(self, key: bytes) -> None:
-        self._stream_key, self._tag_key = (hashlib.blake2b(key, person=word).digest() for word in (b"stream", b"tag"))
+        self._fernet = Fernet(key)
+        #: What cannot be opened has been said: once is enough.
+        self.said = False
 
     @classmethod
     def beside(cls, database: Path) -> Seal:
-        """With the key in the database's folder, made at first. Raises OSError."""
+        """With the key in the database's folder, made at first, and anew when it is none. Raises OSError."""
         path = database.with_name(KEY_FILE)
         try:
-            key = path.read_bytes()
-        except FileNotFoundError:
-            key = b""
-        if len(key) != KEY_BYTES:
-            key = secrets.token_bytes(KEY_BYTES)
+            return cls(path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            key = Fernet.generate_key()
             _write(path, key)
-        return cls(key)
+            return cls(key)
 
     def close(self, text: str) -> str:
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        hidden = self._mixed(nonce, text.encode())
-        return PREFIX + base64.b64encode(nonce + self._tag(nonce + hidden) + hidden).decode()
+        return PREFIX + self._fernet.encrypt(text.encode()).decode()
 
     def open(self, sealed: str) -> str | None:
         """The text; None when it was not sealed with this key, or is damaged."""
         try:
-            raw = base64.b64decode(sealed.removeprefix(PREFIX), validate=True)
-        except ValueError:
+            return self._fernet.decrypt(sealed.removeprefix(PREFIX)).decode()
+        except InvalidToken:
             return None
-        nonce, tag, hidden = (
-            raw[:NONCE_BYTES],
-            raw[NONCE_BYTES : NONCE_BYTES + TAG_BYTES],
-            raw[NONCE_BYTES + TAG_BYTES :],
-        )
-        if not hmac.compare_digest(tag, self._tag(nonce + hidden)):
-            return None
-        return self._mixed(nonce, hidden).decode()
-
-    def _mixed(self, nonce: bytes, text: bytes) -> bytes:
-        stream = hashlib.shake_256(self._stream_key + nonce).digest(len(text))
-        return bytes(one ^ other for one, other in zip(text, stream, strict=True))
-
-    def _tag(self, text: bytes) -> bytes:
-        return hashlib.blake2b(text, key=self._tag_key, digest_size=TAG_BYTES).digest()
 
 
 def info(seal: Seal | None) -> dict[str, Seal | None]:
@@ -92,8 +70,13 @@ def opened(session: Session, kept: str) -> str:
     if seal is None or not kept.startswith(PREFIX):
         return kept
     text: str | None = seal.open(kept)
-    if text is None:
-        _log.error("a token or secret cannot be read: %s is not the one it was sealed with; set it anew", KEY_FILE)
+    if text is None and not seal.said:
+        seal.said = True
+        _log.error(
+            "keys of servers, Telegram tokens or the webhook's secret cannot be read: %s is not the one they were "
+            "sealed with; bring it back, or set them anew",
+            KEY_FILE,
+        )
     return text or ""
 
 
@@ -103,6 +86,11 @@ def seal_all(session: Session) -> None:
         chat.bot_token = sealed(session, chat.bot_token)
     for hook in session.scalars(select(WebhookRow).where(~WebhookRow.secret.startswith(PREFIX))):
         hook.secret = sealed(session, hook.secret or "")
+    for server in session.scalars(select(ServerRow).where(ServerRow.config.is_not(None))):
+        config = server.config or {}
+        key = config.get("api_key")
+        if key and not key.startswith(PREFIX):
+            server.config = {**config, "api_key": sealed(session, key)}
 
 
 def _write(path: Path, key: bytes) -> None:

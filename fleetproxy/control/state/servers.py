@@ -14,6 +14,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fleetproxy.control.state.seal import opened, sealed
 from fleetproxy.control.state.tables import ServerRow
 from fleetproxy.errors import Conflict, PathUnknown
 from fleetproxy.settings import Server
@@ -55,12 +56,12 @@ def register(session: Session, names: Iterable[str], now: datetime) -> dict[str,
 def entries(session: Session) -> list[ServerEntry]:
     """Every server that is in the fleet, in the order of their numbers."""
     rows = session.scalars(select(ServerRow).where(ServerRow.removed_at.is_(None)).order_by(ServerRow.id))
-    return [_value(row) for row in rows]
+    return [_value(session, row) for row in rows]
 
 
 def get(session: Session, server_id: int) -> ServerEntry | None:
     row = session.get(ServerRow, server_id)
-    return _value(row) if row and row.removed_at is None else None
+    return _value(session, row) if row and row.removed_at is None else None
 
 
 def add(
@@ -76,7 +77,7 @@ def add(
         )
     if len(entries(session)) >= MAX_SERVERS:
         raise Conflict(f"A fleet may have {MAX_SERVERS} servers")
-    config = msgspec.to_builtins(server)
+    config = _kept(session, server)
     if row is None:
         row = _new(server.name, "api", config, now)
         session.add(row)
@@ -84,7 +85,7 @@ def add(
         row.name, row.origin, row.config, row.removed_at = server.name, "api", config, None
     row.is_disabled, row.is_draining = is_disabled, is_draining
     session.flush()
-    return _value(row)
+    return _value(session, row)
 
 
 def change(
@@ -101,20 +102,20 @@ def change(
     """
     row = _api_row(session, server_id) if fields else _live(session, server_id)
     if fields:
-        server = msgspec.convert({**(row.config or {}), **fields, "name": row.name}, Server)
-        row.config = msgspec.to_builtins(server)
+        known = msgspec.to_builtins(_server(session, row.config or {}))
+        row.config = _kept(session, msgspec.convert({**known, **fields, "name": row.name}, Server))
     if is_disabled is not None:
         row.is_disabled = is_disabled
     if is_draining is not None:
         row.is_draining = is_draining
     session.flush()
-    return _value(row)
+    return _value(session, row)
 
 
 def remove(session: Session, server_id: int, now: datetime) -> ServerEntry:
     """Take an API-added server out of the fleet; its number keeps its history."""
     row = _api_row(session, server_id)
-    entry = _value(row)
+    entry = _value(session, row)
     row.removed_at, row.config = now, None
     session.flush()
     return entry
@@ -147,12 +148,25 @@ def _new(name: str, origin: str, config: dict[str, Any] | None, now: datetime) -
     )
 
 
-def _value(row: ServerRow) -> ServerEntry:
+def _kept(session: Session, server: Server) -> dict[str, Any]:
+    """A server's fields as they are kept: its key sealed."""
+    config: dict[str, Any] = msgspec.to_builtins(server)
+    return {**config, "api_key": sealed(session, server.api_key)} if server.api_key else config
+
+
+def _server(session: Session, config: dict[str, Any]) -> Server:
+    """The other way round; a key that cannot be read any more is none."""
+    if config.get("api_key"):
+        config = {**config, "api_key": opened(session, config["api_key"]) or None}
+    return msgspec.convert(config, Server)
+
+
+def _value(session: Session, row: ServerRow) -> ServerEntry:
     return ServerEntry(
         id=row.id,
         name=row.name,
         origin="file" if row.origin == "file" else "api",
-        server=None if row.config is None else msgspec.convert(row.config, Server),
+        server=None if row.config is None else _server(session, row.config),
         is_disabled=row.is_disabled,
         is_draining=row.is_draining,
     )
