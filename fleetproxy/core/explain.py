@@ -104,11 +104,11 @@ def _verdict(table: RoutingTable, operation: Operation, loads: Loads, decision: 
         return "chosen" if index == chosen[0] else "next"
     endpoint, backend = operation.endpoint, table.backends[index].backend
     served = {route.backend for route in routes_of(table, operation)} if endpoint.placement == "model" else set()
-    pinned = operation.pin is not None and not isinstance(decision, Refuse) and not decision.pin_ignored
+    pin = operation.pin if isinstance(decision, Refuse) or not decision.pin_ignored else None
     lost: tuple[tuple[bool, Verdict], ...] = (
         (not table.backends[index].online, "offline"),
         (not table.backends[index].usable, "maintenance"),
-        (pinned, "not_pinned"),
+        (pin is not None and table.pins.get(pin.lower()) != index, "not_pinned"),
         (not speaks(backend, endpoint.dialect), "dialect"),
         (bool(served) and index not in served, "model_missing"),
         (operation.allowed is not None and not chosen, "not_allowed"),

@@ -117,6 +117,8 @@ def verdicts(operation: Operation, loads: Loads = IDLE) -> dict[str, str]:
             "warm waited_for cold waited_for other model_missing vllm dialect",
         ),
         (asking("phi", pin="cold"), IDLE, "cold chosen warm not_pinned other not_pinned vllm not_pinned"),
+        (asking("phi", pin="vllm"), IDLE, "warm not_pinned cold not_pinned other not_pinned vllm dialect"),
+        (asking("phi", pin="nowhere"), IDLE, "warm not_pinned cold not_pinned other not_pinned vllm not_pinned"),
         (asking("nobody"), IDLE, "warm chosen cold not_preferred other not_preferred vllm dialect"),
         (
             asking("org/x", "/v1/chat/completions"),
