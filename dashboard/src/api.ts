@@ -20,6 +20,8 @@ export interface Options {
   query?: Record<string, string | number | boolean | null | undefined>
   body?: unknown
   signal?: AbortSignal
+  /** The kind of answer asked for. */
+  accept?: string
 }
 
 const PLAIN: Record<number, string> = {
@@ -69,7 +71,10 @@ export async function send(method: string, path: string, options: Options = {}):
       method,
       credentials: 'same-origin',
       // State-changing calls must say JSON by name, also those without a body.
-      headers: method === 'GET' ? {} : { 'content-type': 'application/json' },
+      headers: {
+        ...(method === 'GET' ? {} : { 'content-type': 'application/json' }),
+        ...(options.accept ? { accept: options.accept } : {}),
+      },
       body: options.body === undefined ? undefined : JSON.stringify(options.body),
       signal: options.signal,
     })

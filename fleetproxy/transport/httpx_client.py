@@ -11,6 +11,8 @@ import asyncio
 import os
 import ssl
 import zlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -59,6 +61,13 @@ class Reply(msgspec.Struct, frozen=True):
         return 200 <= self.status < 300
 
 
+class Streamed(msgspec.Struct, frozen=True):
+    """An answer that is being read: its status, and its body as it comes, decoded."""
+
+    status: int
+    pieces: AsyncGenerator[bytes, None]
+
+
 class _Ask(msgspec.Struct, frozen=True):
     """One request to one server."""
 
@@ -99,6 +108,27 @@ class HttpxClient:
         except TimeoutError:
             raise BackendTimeout("the server did not answer in time") from None
 
+    @asynccontextmanager
+    async def stream(
+        self, backend: Backend, method: str, path: str, timeout_s: float, *, json: bytes | None = None
+    ) -> AsyncIterator[Streamed]:
+        """One request whose answer is read as it comes, in at most `timeout_s` seconds altogether, in one task.
+
+        The connection is closed when the block is left before the end. Raises BackendError.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                deadline_s = asyncio.get_running_loop().time() + timeout_s
+                response = await self._open(_Ask(backend, method, path, deadline_s, json))
+                try:
+                    yield Streamed(response.status_code, self._pieces(response))
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise BackendTimeout("the server did not answer in time") from None
+        except httpx.HTTPError as error:
+            raise error_of(error) from error
+
     async def forget(self, name: str) -> None:
         """Close the connections to a server that is gone."""
         _, client = self._clients.pop(name, (None, None))
@@ -120,6 +150,22 @@ class HttpxClient:
     # --- one request -----------------------------------------------------------------------------------------
 
     async def _send(self, ask: _Ask) -> Reply:
+        try:
+            response = await self._open(ask)
+            try:
+                return Reply(
+                    response.status_code,
+                    response.headers.get("content-type", ""),
+                    b"".join([piece async for piece in self._pieces(response)]),
+                    response.http_version,
+                )
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as error:
+            raise error_of(error) from error
+
+    async def _open(self, ask: _Ask) -> httpx.Response:
+        """The head of an answer; who gets it closes it."""
         backend = ask.backend
         client = await self._client(backend)
         if backend.scheme == "unix":
@@ -134,7 +180,7 @@ class HttpxClient:
         self.resolver.forget(backend.host)
         raise failure
 
-    async def _exchange(self, client: httpx.AsyncClient, ask: _Ask, address: str) -> Reply:
+    async def _exchange(self, client: httpx.AsyncClient, ask: _Ask, address: str) -> httpx.Response:
         backend = ask.backend
         request = client.build_request(
             ask.method,
@@ -145,29 +191,19 @@ class HttpxClient:
             extensions={"sni_hostname": backend.tls_server_name or backend.host},
         )
         try:
-            response = await client.send(request, stream=True)
-            try:
-                return Reply(
-                    response.status_code,
-                    response.headers.get("content-type", ""),
-                    await self._body(response),
-                    response.http_version,
-                )
-            finally:
-                await response.aclose()
+            return await client.send(request, stream=True)
         except httpx.HTTPError as error:
             raise error_of(error) from error
 
-    async def _body(self, response: httpx.Response) -> bytes:
+    async def _pieces(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, decoded."""
         decode = _decoder(response.headers.get("content-encoding", ""), self._decoded_bytes)
-        parts: list[bytes] = []
         wire = 0
         async for piece in response.aiter_raw():
             wire += len(piece)
             if wire > self._wire_bytes:
                 raise BadResponse(f"the server's answer is larger than {self._wire_bytes} bytes")
-            parts.append(decode(piece) if decode else piece)
-        return b"".join(parts)
+            yield decode(piece) if decode else piece
 
     # --- clients ---------------------------------------------------------------------------------------------
 

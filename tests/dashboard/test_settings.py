@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -89,6 +90,7 @@ def test_a_server_is_added_tried_changed_and_removed(
     trial.get_by_role("button", name="Test").click()
     expect(trial.get_by_role("list", name="Test")).to_contain_text("phi:latest answered")
     expect(trial.get_by_role("blockquote")).not_to_be_empty()
+    expect(trial.get_by_role("status", name="Pace")).to_contain_text("first token after")
     accessible(page)
     trial.get_by_role("button", name="Close").last.click()
     row.get_by_role("button", name="Actions for twin").click()
@@ -108,6 +110,78 @@ def test_a_server_is_added_tried_changed_and_removed(
     asks.get_by_role("button", name="Remove").click()
     expect(row).to_have_count(0)
     assert [one["name"] for one in service.admin("GET", "/api/servers")] == ["big", "small"]
+
+
+class Slow(ThreadingHTTPServer):
+    """An Ollama server that says a word, and the rest when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _SlowHandler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.go_on = threading.Event()
+        #: Who asked has gone before the end.
+        self.left = threading.Event()
+
+
+class _SlowHandler(BaseHTTPRequestHandler):
+    server: Slow
+
+    def do_GET(self) -> None:
+        answer = b'{"version":"0.14.3","models":[{"name":"phi:latest"}],"data":[{"id":"phi:latest"}]}'
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"response":"Good "}\n')
+        while not self.server.go_on.wait(0.02):
+            readable, _, _ = select.select([self.connection], [], [], 0)
+            if readable and not self.connection.recv(1):
+                self.server.left.set()
+                return
+        end = b'{"response":"morning","done":true,"eval_count":20,"eval_duration":1000000000}\n'
+        self.wfile.write(end)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the terminal."""
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    with Slow() as made:
+        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield made
+        made.go_on.set()
+        made.shutdown()
+        thread.join()
+
+
+def test_a_model_is_read_while_it_still_speaks(visit: Visit, slow: Slow) -> None:
+    page = visit("/settings")
+    page.get_by_role("button", name="Add server").click()
+    form = page.get_by_role("dialog", name="Add a server")
+    form.get_by_label("Address").fill(slow.url)
+    test = form.get_by_role("button", name="Test")
+    test.click()
+    form.get_by_label("Ask a model").select_option(label="phi:latest")
+    test.click()
+    # It is on the page, and the server has not said the rest.
+    expect(form.get_by_role("blockquote")).to_have_text("Good")
+    expect(form.get_by_role("status", name="Pace")).to_have_count(0)
+    slow.go_on.set()
+    expect(form.get_by_role("blockquote")).to_have_text("Good morning")
+    expect(form.get_by_role("status", name="Pace")).to_contain_text("20 tokens, 20 tok/s")
+    accessible(page)
+    slow.go_on.clear()
+    test.click()
+    expect(form.get_by_role("blockquote")).to_have_text("Good")
+    form.get_by_role("button", name="Close").first.click()
+    assert slow.left.wait(10), "the server still speaks to nobody"
 
 
 def test_what_the_file_defines_is_changed_in_the_file(visit: Visit) -> None:

@@ -7,15 +7,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from litestar import Request, Response, Router, delete, patch, post
 from litestar.params import FromPath
+from litestar.response import Stream
 from msgspec import Meta
 
 from fleetproxy import log
 from fleetproxy.control.api.guard import ADMIN, Identity
 from fleetproxy.control.api.reading import EXCEPTION_HANDLERS, MAX_BODY_BYTES, body, path_id
+from fleetproxy.control.saying import Said
 from fleetproxy.control.services import Services, services_of
 from fleetproxy.control.state import servers
 from fleetproxy.control.state.servers import ServerEntry
-from fleetproxy.control.trial import PROMPT, Trial, Trier
+from fleetproxy.control.trial import PROMPT, Tell, Trial, Trier
+from fleetproxy.control.trial import lines as lines_of
 from fleetproxy.control.trial import shown as shown_trial
 from fleetproxy.core.backend import Backend, Kind
 from fleetproxy.core.destination import forbidden
@@ -30,6 +33,7 @@ FleetRequest = Request[Identity, Any, Any]
 RESOLVE_S = 3.0
 #: Servers tried at once.
 MAX_TRIALS = 8
+_LINES = "application/x-ndjson"
 TRIAL_FAULT = "url required; model and prompt are texts, the other fields those of a server"
 ADD_FAULT = (
     "name and url required; url is http(s)://host[:port][/prefix], kind is ollama or openai, apiKey printable ASCII "
@@ -165,9 +169,10 @@ async def remove_server(request: FleetRequest, server_id: FromPath[str]) -> Resp
 
 
 @post("/api/servers/test", opt=ADMIN, status_code=200)
-async def try_server(request: FleetRequest) -> dict[str, Any]:
+async def try_server(request: FleetRequest) -> Response[Any]:
     """Try a server that is not in the fleet (yet): is it there, of which kind, with which models; with `model`, does it
-    answer. Nothing is kept.
+    answer. Nothing is kept. With `Accept: application/x-ndjson` it is told as it goes, in lines by `type`: step, found,
+    thinking, text; the last is end (`ttftMs`, `tokens`, `tokensPerSecond`, `truncated`) or error.
     """
     services = services_of(request)
     asked = await body(request, TrialOfNew, TRIAL_FAULT)
@@ -175,7 +180,7 @@ async def try_server(request: FleetRequest) -> dict[str, Any]:
     if not fields.get("url"):
         raise BadRequest(TRIAL_FAULT)
     kinds: tuple[Kind, ...] = (fields["kind"],) if "kind" in fields else ()
-    trier = Trier(services.trial_client)
+    backend, fault = None, ""
     try:
         server = msgspec.convert({**fields, "name": "trial"}, Server)
         await check_address(services, server)
@@ -183,16 +188,14 @@ async def try_server(request: FleetRequest) -> dict[str, Any]:
     except msgspec.ValidationError:
         raise BadRequest(TRIAL_FAULT) from None
     except (BadAddress, BadRequest) as error:
-        trier.step("address", False, str(error))
-        return shown_trial(Trial(ok=False, steps=tuple(trier.steps)))
-    trier.step("address", True, f"{backend.scheme}://{backend.authority}{backend.path_prefix}")
-    return await _try(services, trier, backend, kinds, asked)
+        fault = str(error)
+    return await _answer(request, _Tried(services, backend, fault, kinds, asked))
 
 
 @post("/api/servers/{server_id:str}/test", opt=ADMIN, status_code=200)
-async def try_known_server(request: FleetRequest, server_id: FromPath[str]) -> dict[str, Any]:
+async def try_known_server(request: FleetRequest, server_id: FromPath[str]) -> Response[Any]:
     """Try a server of the fleet, also one that is disabled or draining: is it there, what has it; with `model`, does it
-    answer.
+    answer. With `Accept: application/x-ndjson` it is told as it goes, as that of a server that is not in the fleet.
     """
     services = services_of(request)
     number = path_id(server_id, "server ID")
@@ -200,21 +203,43 @@ async def try_known_server(request: FleetRequest, server_id: FromPath[str]) -> d
     backend = next((one for one, _ in services.fleet.backends() if one.id == number), None)
     if backend is None or backend.kind == "worker":
         raise PathUnknown("Server not found")
-    trier = Trier(services.trial_client)
-    trier.step("address", True, f"{backend.scheme}://{backend.authority}{backend.path_prefix}")
-    return await _try(services, trier, backend, (backend.kind,), asked)
+    return await _answer(request, _Tried(services, backend, "", (backend.kind,), asked))
 
 
-async def _try(
-    services: Services, trier: Trier, backend: Backend, kinds: tuple[Kind, ...], asked: TrialOfKnown | TrialOfNew
-) -> dict[str, Any]:
-    if services.trials >= MAX_TRIALS:
-        raise RateLimited("Too many servers are being tried at once; try again in a moment")
-    services.trials += 1
-    try:
-        return shown_trial(await trier.run(backend, kinds, asked.model, asked.prompt))
-    finally:
-        services.trials -= 1
+class _Tried(msgspec.Struct, frozen=True):
+    """What is to be tried, and what is asked of it."""
+
+    services: Services
+    #: None: there can be none there; `fault` says why.
+    backend: Backend | None
+    fault: str
+    kinds: tuple[Kind, ...]
+    asked: TrialOfKnown | TrialOfNew
+
+    async def run(self, tell: Tell | None = None) -> tuple[Trial, Said | None]:
+        """Raises RateLimited."""
+        services, backend = self.services, self.backend
+        trier = Trier(services.trial_client, tell=tell)
+        if backend is None:
+            trier.step("address", False, self.fault)
+            return Trial(ok=False, steps=tuple(trier.steps)), None
+        if services.trials >= MAX_TRIALS:
+            raise RateLimited("Too many servers are being tried at once; try again in a moment")
+        services.trials += 1
+        try:
+            trier.step("address", True, f"{backend.scheme}://{backend.authority}{backend.path_prefix}")
+            return await trier.run(backend, self.kinds, self.asked.model, self.asked.prompt), trier.said
+        finally:
+            services.trials -= 1
+
+
+async def _answer(request: FleetRequest, tried: _Tried) -> Response[Any]:
+    if _LINES not in request.headers.get("accept", ""):
+        trial, _ = await tried.run()
+        return Response(shown_trial(trial))
+    return Stream(
+        lines_of(tried.run), headers={"cache-control": "no-store", "x-accel-buffering": "no"}, media_type=_LINES
+    )
 
 
 async def check_address(services: Services, server: Server) -> None:

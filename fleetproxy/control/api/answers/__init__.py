@@ -94,6 +94,8 @@ MEDIA: dict[str, tuple[str, ...]] = {
     "GET /api/client/{path}": ("*/*",),
     "GET /metrics": ("text/plain", "application/openmetrics-text"),
     "POST /api/query": ("application/json", "text/csv"),
+    "POST /api/servers/test": ("application/json", "application/x-ndjson"),
+    "POST /api/servers/{server_id}/test": ("application/json", "application/x-ndjson"),
     "GET /api/analytics/series": ("application/json", "text/csv"),
     "GET /api/analytics/residency": ("application/json", "text/csv"),
     "GET /api/requests": ("application/json", "text/csv", "application/x-ndjson", "application/vnd.apache.parquet"),
