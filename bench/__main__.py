@@ -14,7 +14,7 @@ from bench.programs import BenchError
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="fleetproxy's costs as ratios to nginx")
     parser.add_argument("--check", action="store_true", help="compare with the limits; exit code 1 when one is missed")
-    parser.add_argument("--quick", action="store_true", help="about one minute instead of three, less exact")
+    parser.add_argument("--quick", action="store_true", help="about one minute instead of four, less exact")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--date", default=datetime.date.today().isoformat(), help="date printed below the table")  # noqa: DTZ011
     parser.add_argument(

@@ -33,7 +33,7 @@ class Plan(msgspec.Struct, frozen=True):
     small_s: float = 1.5
     big_s: float = 0.8
     #: Pieces of each of the STREAMS streams.
-    stream_chunks: int = 130
+    stream_chunks: int = 300
     #: Streams one after the other on each of the PACED_STREAMS connections, ten pieces each.
     paced_rounds: int = 16
     idle_streams: int = 1000
