@@ -21,6 +21,7 @@ from fleetproxy.control import descriptors, policy
 from fleetproxy.control.analytics.rows import Row
 from fleetproxy.control.bodies import Bodies
 from fleetproxy.control.columns import Columns
+from fleetproxy.control.deploys import Deploys
 from fleetproxy.control.last_states import LastState, LastStates
 from fleetproxy.control.probe import Probe
 from fleetproxy.control.sightings import (
@@ -140,6 +141,7 @@ class LiveFleet:
         self._leaving: dict[str, _Leaving] = {}
         self._guests: dict[str, tuple[Backend, BackendState]] = {}
         self._loaded_at_s: dict[str, dict[str, float]] = {}
+        self._deploys = Deploys()
         self._principals: dict[bytes, Principal] = {}
         #: Model as listed -> seconds since the epoch when it was first in a snapshot.
         self.first_seen_s: dict[str, int] = {}
@@ -338,6 +340,7 @@ class LiveFleet:
         self._fleet = Fleet(backends=backends, states=states)
         names = {backend.name for backend in polled}
         self._loaded_at_s = {name: times for name, times in self._loaded_at_s.items() if name in names}
+        self._deploys.keep(names)
 
     def _tell(self, name: str, events: Iterable[FleetEvent]) -> None:
         """Write events down. Before the state that follows: killed in between, one is told twice rather than never."""
@@ -346,6 +349,10 @@ class LiveFleet:
             match event:
                 case ServerEvent(kind="offline"):
                     _log.warning("%s is offline: %s", name, event.detail)
+                case ServerEvent(kind="deploy") if not self._deploys.worth_telling(name, event.at_s):
+                    continue
+                case ServerEvent(kind="deploy"):
+                    _log.info("%s has a new version: %s", name, event.detail)
                 case ServerEvent():
                     _log.info("%s is online", name)
                 case ModelEvent(kind="loaded"):

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from fleetproxy import log
+from fleetproxy import __version__, log
 from fleetproxy.control.agents import Agents
 from fleetproxy.control.analytics.history import History
 from fleetproxy.control.analytics.journal import Journal
@@ -27,6 +28,7 @@ from fleetproxy.control.api.explain import Routing
 from fleetproxy.control.api.fleet import Desk
 from fleetproxy.control.api.workers import WorkersDesk
 from fleetproxy.control.columns import Columns
+from fleetproxy.control.deploys import tell_of_own
 from fleetproxy.control.fleet import LiveFleet
 from fleetproxy.control.last_states import LastStates
 from fleetproxy.control.live.feed import Live
@@ -214,6 +216,7 @@ class Control:
         """Run every part until one fails or the process is told to leave."""
         services, web = self.services, self.web
         self.told.listeners += [services.notifier.hear, self.live.hear]
+        tell_of_own(self.process.data / "fleetproxy.version", __version__, time.time(), self.told.put)
         services.hurry = self.poller.hurry
         services.everywhere = self.everywhere
         services.put = self.told.put

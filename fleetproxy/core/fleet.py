@@ -37,11 +37,11 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend went offline or came (back) online."""
+    """A backend went offline, came (back) online, or runs another version than before."""
 
     backend: str
     server_id: int
-    kind: Literal["online", "offline"]
+    kind: Literal["online", "offline", "deploy"]
     detail: str | None
     at_s: float
 
@@ -107,6 +107,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _UNSEEN = BackendState()
+#: Of a version, in words about it.
+_VERSION_CHARACTERS = 64
 #: What makes a backend another one, of which nothing is known.
 _PLACE = ("kind", "scheme", "host", "port", "path_prefix")
 
@@ -161,6 +163,17 @@ def _events(backend: Backend, before: BackendState, after: BackendState, seen: O
                 server_id=backend.id,
                 kind="online" if after.online else "offline",
                 detail="maintenance" if not backend.enabled else seen.error,
+                at_s=seen.at_s,
+            )
+        )
+    if before.version is not None and after.version is not None and before.version != after.version:
+        told = f"{before.version[:_VERSION_CHARACTERS]} -> {after.version[:_VERSION_CHARACTERS]}"
+        events.append(
+            ServerEvent(
+                backend=backend.name,
+                server_id=backend.id,
+                kind="deploy",
+                detail=f"Ollama {told}" if backend.kind == "ollama" else told,
                 at_s=seen.at_s,
             )
         )

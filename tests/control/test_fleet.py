@@ -13,12 +13,13 @@ import pytest
 
 from fleetproxy.control import columns as columns_module
 from fleetproxy.control import fleet as fleet_module
+from fleetproxy.control.deploys import MOST
 from fleetproxy.control.state import keys, servers, users
 from fleetproxy.core.backend import BackendState, ResidentModel
 from fleetproxy.errors import ConnectFailed
 from fleetproxy.settings import Auth, Poll, Server
-from tests.control.scripted import OLLAMA, OPENAI, Answer, backend
-from tests.control.world import living
+from tests.control.scripted import OLLAMA, OPENAI, Answer, Said, backend
+from tests.control.world import World, living
 
 A = Server(name="a", url="http://10.0.0.1:11434")
 B = Server(name="B", url="http://10.0.0.2:11434", vram_gb=8)
@@ -121,6 +122,44 @@ async def test_a_restart_tells_of_what_happened_meanwhile_and_of_nothing_else(tm
     async with living(tmp_path, said, A, B) as world:
         assert sorted(world.events()) == sorted([*told, ("x:1", "unloaded"), ("z:1", "loaded")])
         assert world.fleet.members()[0].loaded_at_s["y:1"] == times["y:1"]
+
+
+async def test_a_new_version_is_told_of_once_also_when_control_was_away(tmp_path: Path) -> None:
+    def said(version: str) -> dict[str, Said]:
+        return OLLAMA | {"/api/version": Answer(200, b'{"version":"%b"}' % version.encode())}
+
+    def deploys(world: World) -> list[tuple[str, str]]:
+        rows = [row for row in world.rows("server_events") if row["event"] == "deploy"]
+        return sorted((row["server"], row["detail"]) for row in rows)
+
+    async with living(tmp_path, {"a": said("0.12.3"), "B": OLLAMA}, A, B) as world:
+        assert deploys(world) == []
+        world.servers.servers["a"] = said("0.13.0")
+        for _ in range(2):
+            await world.poller.poll_all()
+        first = [("a", "Ollama 0.12.3 -> 0.13.0")]
+        assert deploys(world) == first
+    async with living(tmp_path, {"a": said("0.13.0"), "B": OLLAMA}, A, B) as world:
+        assert deploys(world) == first, "a restart of control is no deploy"
+    both = [*first, ("a", "Ollama 0.13.0 -> 0.14.0")]
+    async with living(tmp_path, {"a": DEAD, "B": OLLAMA}, A, B) as world:
+        for _ in range(4):
+            await world.poller.poll_all()
+        world.servers.servers["a"] = said("0.14.0")
+        await world.poller.poll_all()
+        assert deploys(world) == both
+    moved = [msgspec.structs.replace(A, url="http://127.0.0.1:9999"), B]
+    async with living(tmp_path, {"a": said("0.1"), "B": OLLAMA}, *moved) as world:
+        assert deploys(world) == both, "another machine is another server"
+
+
+async def test_a_server_that_says_another_version_each_time_fills_no_list(tmp_path: Path) -> None:
+    async with living(tmp_path, {"a": OLLAMA}, A) as world:
+        for number in range(20):
+            version = Answer(200, b'{"version":"0.%d"}' % number)
+            world.servers.servers["a"] = OLLAMA | {"/api/version": version}
+            await world.poller.poll_all()
+        assert len(world.rows("server_events")) == MOST
 
 
 async def test_after_a_restart_the_fleet_is_there_before_the_first_poll(tmp_path: Path) -> None:

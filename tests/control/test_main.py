@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from fleetproxy import __version__
 from fleetproxy.control.main import main
 from fleetproxy.core.worker import Offer, Worker
 from fleetproxy.link.board import WORKER_COLUMNS, Board
@@ -69,6 +70,18 @@ async def test_the_first_snapshot_knows_the_servers_and_reaches_every_process(
         await proxy.leave()
         await hub.leave()
     assert not (folder / "link.sock").exists()
+
+
+async def test_fleetproxy_tells_once_that_it_runs_another_version(folder: Path, fleet: dict[str, Fake]) -> None:
+    (folder / "data").mkdir()
+    (folder / "data/fleetproxy.version").write_text("0.0.1")
+    for _ in range(2):
+        async with control(folder, settings_for(fleet, "gpu")) as running, running.browser(**ADMIN) as browser:
+            told = await listed(browser, "/api/server-events", 1)
+            assert [(one["serverId"], one["serverName"], one["eventType"]) for one in told] == [
+                (0, "fleetproxy", "deploy")
+            ]
+            assert told[0]["detail"] == f"0.0.1 -> {__version__}"
 
 
 async def test_the_dashboard_api_shows_the_fleet(folder: Path, fleet: dict[str, Fake]) -> None:
@@ -369,11 +382,18 @@ async def answering(client: httpx.AsyncClient, url: str) -> None:
                 await asyncio.sleep(0.02)
 
 
+async def listed(browser: httpx.AsyncClient, path: str, count: int) -> list[dict[str, Any]]:
+    """A list of the API, once the store is open and there is so much in it."""
+    async with asyncio.timeout(10):
+        while (answer := await browser.get(path)).status_code != 200 or len(answer.json()) < count:
+            await asyncio.sleep(0.05)
+    told: list[dict[str, Any]] = answer.json()
+    return told
+
+
 async def events(browser: httpx.AsyncClient, count: int) -> list[tuple[str, str]]:
     """What the dashboard tells of models, once there is so much to tell."""
-    async with asyncio.timeout(10):
-        while len(told := (await browser.get("/api/events")).json()) < count:
-            await asyncio.sleep(0.05)
+    told = await listed(browser, "/api/events", count)
     return [(event["modelName"], event["eventType"]) for event in told]
 
 

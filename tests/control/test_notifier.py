@@ -148,6 +148,13 @@ async def test_the_fleets_chat_hears_of_outages_and_reboots_not_of_returns(notif
     ]
 
 
+async def test_a_new_version_is_nobodys_alarm(notifier: Notifier, world: World, store: Store) -> None:
+    await listen(store)
+    await tell(notifier, event("deploy", detail="Ollama 0.12.3 -> 0.13.0"), event("reboot"))
+    assert [len(world.texts(chat)) for chat in ("fleet", "ann")] == [1, 1]
+    assert not any("0.13.0" in text for chat in ("fleet", "ann") for text in world.texts(chat))
+
+
 async def test_subscribers_hear_what_they_asked_for(notifier: Notifier, world: World, store: Store) -> None:
     await listen(store, notify_reboot=False)
     await tell(notifier, event("offline"), event("online"), event("reboot"), event("offline", server=2))

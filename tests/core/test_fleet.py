@@ -142,6 +142,8 @@ def test_events_retell_the_history(history: list[Observation]) -> None:
                 case ModelEvent():
                     assert told is not None
                     told.remove(event.model)
+                case ServerEvent(kind="deploy"):
+                    pass  # told of below
                 case ServerEvent():
                     assert event.kind == ("offline" if online else "online")
                     assert event.detail == seen.error
@@ -187,6 +189,21 @@ def test_sides_change_after_three_failures_and_two_successes(polls: str, online:
 def test_thresholds_are_an_argument() -> None:
     _, events = run(Fleet(backends=(backend("a"),)), "+-+", Thresholds(offline=1, online=1))
     assert [event.kind for event in events] == ["offline", "online"]
+
+
+def test_another_version_is_a_deploy_and_an_unknown_one_is_none() -> None:
+    told = [
+        (True, None), (True, "0.12.3"), (True, None), (True, "0.12.3"), (False, None), (False, None), (False, None),
+        (True, "0.12.3"), (True, "0.13.0"), (True, "0.13.0"), (False, None), (False, None), (False, None),
+        (True, "0.12.3"),
+    ]  # fmt: skip
+    for kind, name in (("ollama", "Ollama "), ("openai", "")):
+        fleet = Fleet(backends=(backend("a", kind=kind),))
+        deploys = []
+        for tick, (reachable, version) in enumerate(told, 1):
+            fleet, events = fleet.apply(seen(reachable, float(tick), version=version))
+            deploys += [(event.at_s, event.detail) for event in events if event.kind == "deploy"]
+        assert deploys == [(9.0, f"{name}0.12.3 -> 0.13.0"), (14.0, f"{name}0.13.0 -> 0.12.3")]
 
 
 def test_a_server_in_maintenance_goes_offline_for_that_reason() -> None:

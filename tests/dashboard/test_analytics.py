@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,7 +13,12 @@ import pytest
 from playwright.sync_api import Page
 
 from fleetproxy.testing.service import Service
+from fleetproxy.testing.spawned import until
 from tests.dashboard.kit import PHONE, THEMES, Theme, Visit, accessible, expect, fits
+
+EVENTS_ARE_IN = (
+    "performance.getEntriesByType('resource').some(one => one.name.includes('server-events') && one.responseEnd)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +40,7 @@ def drag(page: Page, chart: str) -> None:
     """Draw a stretch in the middle of a chart, when everything has come that moves it or is drawn on it."""
     for part in ("Most requests", "Errors by status", "How they ended", "Models in memory"):
         expect(page.get_by_role("list", name=part)).to_be_visible()
-    page.wait_for_function(
-        "performance.getEntriesByType('resource').some(one => one.name.includes('server-events') && one.responseEnd)"
-    )
+    page.wait_for_function(EVENTS_ARE_IN)
     page.get_by_role("figure", name=chart, exact=True).scroll_into_view_if_needed()
     box = page.get_by_role("figure", name=chart, exact=True).locator(".u-over").bounding_box()
     assert box is not None
@@ -96,6 +101,70 @@ def test_a_charts_numbers_are_a_table_and_a_file(traffic: Service, visit: Visit,
     chart.get_by_role("button", name="Show as a table").click()
     expect(chart.get_by_role("table").get_by_role("columnheader", name="qwen3:8b")).to_be_visible()
     accessible(page)
+
+
+class _Versioned(BaseHTTPRequestHandler):
+    """An Ollama server with a version and a model that is never in memory."""
+
+    version = "0.12.3"
+
+    def do_GET(self) -> None:
+        models = [{"name": "hers:latest"}] if self.path == "/api/tags" else []
+        self._answer({"version": self.version, "models": models, "data": []})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self._answer({"model": "hers:latest", "message": {"role": "assistant", "content": "Hi"}, "done": True})
+
+    def _answer(self, said: object) -> None:
+        answer = json.dumps(said).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the terminal."""
+
+
+def test_a_servers_new_version_is_a_mark_on_the_charts(service: Service, visit: Visit) -> None:
+    class Handler(_Versioned):
+        """With a version of its own, which is changed."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as ollama:
+        thread = threading.Thread(target=ollama.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        url = f"http://127.0.0.1:{ollama.server_port}"
+        number = service.admin("POST", "/api/servers", {"name": "gpu1", "url": url})["id"]
+
+        def shown() -> bool:
+            return any(one["version"] == Handler.version for one in service.admin("GET", "/api/servers"))
+
+        def told() -> bool:
+            return any(one["eventType"] == "deploy" for one in service.admin("GET", "/api/server-events"))
+
+        try:
+            until(shown, 10, "gpu1 is polled")
+            Handler.version = "0.13.0"
+            until(told, 20, "the deploy is written down")
+            body = json.dumps({"model": "hers", "messages": [{"role": "user", "content": "hello"}], "stream": False})
+            assert service.fetch("POST", "/api/chat", body.encode())[0] == 200
+            service.rows("select count(*) from requests")
+            page = visit("/analytics?range=15m&server=gpu1")
+            chart = page.get_by_role("figure", name="Requests", exact=True)
+            plot = chart.get_by_role("img")
+            expect(plot).to_be_visible()
+            page.wait_for_function(EVENTS_ARE_IN)
+            for _ in range(16):
+                plot.press("ArrowLeft")
+                if chart.locator(".tip em").count():
+                    break
+            expect(chart.locator(".tip em")).to_have_text("deploy gpu1: Ollama 0.12.3 -> 0.13.0")
+        finally:
+            service.admin("DELETE", f"/api/servers/{number}")
+            ollama.shutdown()
+            thread.join()
 
 
 def test_groups_filters_and_scale_are_in_the_address(traffic: Service, visit: Visit) -> None:

@@ -235,6 +235,7 @@ export type ChangeKind =
   | 'server_online'
   | 'server_offline'
   | 'server_reboot'
+  | 'server_deploy'
   | 'breaker_open'
   | 'breaker_closed'
   | 'server_added'

@@ -32,7 +32,7 @@ class ServerEvent(msgspec.Struct, frozen=True, kw_only=True):
     occurred_at_us: int
     server_id: int
     server: str
-    event: Literal["offline", "online", "reboot"]
+    event: Literal["offline", "online", "reboot", "deploy"]
     detail: str | None = None
 
 

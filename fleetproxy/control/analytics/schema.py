@@ -135,17 +135,17 @@ MODEL_EVENTS = Table(
 
 SERVER_EVENTS = Table(
     name="server_events",
-    doc="A server went away, came back, or its machine was started anew.",
+    doc="A server went away, came back, runs a new version, or its machine was started anew.",
     time="occurred_at",
     required=("occurred_at", "server_id"),
     sequence="server_events_id",
     columns=(
         _id("server_events"),
         Column("occurred_at", "TIMESTAMP", "When it was noticed; of a reboot: when the machine booted."),
-        Column("server_id", "BIGINT", "Number of the server."),
+        Column("server_id", "BIGINT", "Number of the server; 0: fleetproxy itself."),
         Column("server", "VARCHAR", "Name of the server.", cut=_TEXT),
-        Column("event", "VARCHAR", "offline, online or reboot.", cut=32),
-        Column("detail", "VARCHAR", "What is known of the cause.", cut=_LONG),
+        Column("event", "VARCHAR", "offline, online, reboot or deploy (another version than before).", cut=32),
+        Column("detail", "VARCHAR", "What is known of the cause; of a deploy, both versions.", cut=_LONG),
     ),
 )
 

@@ -31,7 +31,9 @@ async def list_events(request: FleetRequest) -> list[dict[str, Any]]:
 
 @get("/api/server-events", opt=USER)
 async def list_server_events(request: FleetRequest) -> list[dict[str, Any]]:
-    """Servers gone offline, back online, rebooted; newest first. `?hours=24`"""
+    """Servers gone offline, back online, rebooted, or with another version than before (`deploy`; `serverId` 0 is
+    fleetproxy itself); newest first. `?hours=24`
+    """
     services = services_of(request)
     since = _since(request, services.now(), 24)
     return [_row(row) for row in await services.records.server_events(since, 100)]

@@ -76,7 +76,7 @@ class Changes:
                     row.server,
                     f"{row.server} {text}{detail}",
                     level,
-                    server_id=row.server_id,
+                    server_id=row.server_id or None,
                 )
             case JobRun(result="ok"):
                 self.add(row.started_at_us / 1e6, "job_ok", row.job, f"Job {row.job} ran", "good")
@@ -97,7 +97,12 @@ class Changes:
             self.add(at_s, kind, subject, text, level, server_id=number)
 
 
-_SERVER = {"online": ("is back online", "good"), "offline": ("is offline", "bad"), "reboot": ("was rebooted", "warn")}
+_SERVER = {
+    "online": ("is back online", "good"),
+    "offline": ("is offline", "bad"),
+    "reboot": ("was rebooted", "warn"),
+    "deploy": ("has a new version", "info"),
+}
 _Found = tuple[str, str, str, str, int]
 _ById = Mapping[int, Shown]
 _SWITCHES = (

@@ -100,7 +100,7 @@ class Notifier:
 
     def hear(self, row: Row) -> None:
         """Something was written down. Never waits, never raises."""
-        if isinstance(row, (ServerEvent, SystemMetrics)):
+        if isinstance(row, SystemMetrics) or (isinstance(row, ServerEvent) and row.event != "deploy"):
             if len(self._heard) == MAX_HEARD:
                 self.overrun += 1
             self._heard.append(row)
@@ -160,7 +160,7 @@ class Notifier:
                 _log.exception("a notice is lost")
 
     async def _server_event(self, event: ServerEvent) -> None:
-        if self.line.is_down or self._in_maintenance(event.server_id):
+        if event.event == "deploy" or self.line.is_down or self._in_maintenance(event.server_id):
             return
         at = datetime.fromtimestamp(event.occurred_at_us / 1e6, UTC)
         notice = {

@@ -25,7 +25,16 @@ export function gathered(marks: readonly Mark[], near_ms: number): Mark[] {
   }))
 }
 
-/** Servers that came and went, models that were loaded and jobs that ran, in a stretch of time; of one server where one is named. */
+const OWN_ID = 0
+
+/** A server that came, went, was rebooted or has a new version. */
+function ofServer(event: ServerEvent): Mark {
+  const at_ms = Date.parse(event.occurredAt)
+  if (event.eventType === 'deploy') return { at_ms, label: `deploy ${event.serverName}: ${event.detail ?? 'new version'}`, tone: 'info' }
+  return { at_ms, label: `${event.serverName} ${event.eventType}`, tone: event.eventType === 'online' ? 'good' : 'bad' }
+}
+
+/** Servers that came and went, models that were loaded and jobs that ran, in a stretch of time; of one server where one is named, and fleetproxy's own versions. */
 export function happened(
   told: { events: readonly ServerEvent[]; stays: readonly Stay[]; runs: readonly JobRun[] },
   server: string,
@@ -34,8 +43,8 @@ export function happened(
 ): Mark[] {
   const all = [
     ...told.events
-      .filter((one) => !server || one.serverName === server)
-      .map<Mark>((one) => ({ at_ms: Date.parse(one.occurredAt), label: `${one.serverName} ${one.eventType}`, tone: one.eventType === 'online' ? 'good' : 'bad' })),
+      .filter((one) => !server || one.serverName === server || one.serverId === OWN_ID)
+      .map(ofServer),
     ...told.stays.map<Mark>((stay) => ({ at_ms: Date.parse(stay.loadedAt), label: `${stay.model} loaded on ${stay.serverName}`, tone: 'info' })),
     ...told.runs.map<Mark>((run) => ({ at_ms: Date.parse(run.startedAt), label: `job ${run.name} (${run.outcome})`, tone: run.outcome === 'failed' ? 'bad' : 'info' })),
   ]
