@@ -16,8 +16,9 @@ from fleetproxy.testing.service import Service
 from fleetproxy.testing.spawned import until
 from tests.dashboard.kit import PHONE, THEMES, Theme, Visit, accessible, expect, fits
 
+#: A function: an expression would be evaluated anew for each look, which the pages' policy forbids.
 EVENTS_ARE_IN = (
-    "performance.getEntriesByType('resource').some(one => one.name.includes('server-events') && one.responseEnd)"
+    "() => performance.getEntriesByType('resource').some(one => one.name.includes('server-events') && one.responseEnd)"
 )
 
 
