@@ -91,18 +91,20 @@ class Camera:
         self._browser = browser
         self._url = url
         self._settle_ms = settle_ms
+        #: None yet: what is pictured before the login is the login.
+        self._cookies: list[Any] = []
         self.complaints: list[str] = []
         context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="dark")
         page = self._page(context)
         page.goto(f"{url}/dashboard/")
         page.get_by_label("Username").fill("demo")
         page.get_by_label("Password", exact=True).fill(password)
-        self.entry = page
+        self._entry = page
         self._context = context
 
     def log_in(self) -> None:
-        self.entry.get_by_role("button", name="Log in").click()
-        self.entry.get_by_role("status", name="Connection: Live").wait_for()
+        self._entry.get_by_role("button", name="Log in").click()
+        self._entry.get_by_role("status", name="Connection: Live").wait_for()
         self._cookies = self._context.cookies()
         self._context.close()
 
@@ -115,7 +117,9 @@ class Camera:
         try:
             page = self._page(context)
             page.goto(f"{self._url}{path}")
-            if path.startswith("/dashboard"):
+            if not self._cookies:
+                page.get_by_role("button", name="Log in").wait_for()
+            elif path.startswith("/dashboard"):
                 page.get_by_role("status", name="Connection: Live").wait_for()
             page.wait_for_function("() => !document.querySelector('.skeleton, [aria-busy=true]')")
             page.wait_for_timeout(self._settle_ms)
@@ -165,13 +169,16 @@ def take_all(into: Path, looks: list[str], only: set[str], *, warm_up_s: float, 
         flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=program, args=flags)
         camera = Camera(browser, url, password, settle_ms)
-        if not only or "login" in only:
-            save(camera.entry.context, camera.entry, into / "login-dark.webp")
+
+        def take(name: str, path: str) -> None:
+            for look in looks if not only or name in only else ():
+                camera.take(name, path, LOOKS[look], into / f"{name}-{look}.webp")
+
+        take("login", "/dashboard/")
         camera.log_in()
         time.sleep(warm_up_s)
         for name, path in {**pages(), **BESIDE}.items():
-            for look in looks if not only or name in only else ():
-                camera.take(name, path, LOOKS[look], into / f"{name}-{look}.webp")
+            take(name, path)
         browser.close()
     return camera.complaints
 

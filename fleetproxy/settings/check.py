@@ -27,7 +27,6 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 #: As Ollama has it: a scheme, or a `*` that may stand for one.
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+|(?=[^/]*\*)[^/?#\s:]+(:(\d+|\*))?")
 _KEEP_ALIVE = re.compile(r"-?\d+|-?(\d+(\.\d+)?(ns|us|ms|s|m|h))+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 #: A mistake: the path of the key it is in, and the sentence.
 Finding = tuple[Path, str]
@@ -109,8 +108,8 @@ def _servers(settings: Settings) -> Iterator[Finding]:
     names: dict[str, int] = {}
     for place, server in enumerate(settings.servers):
         here: Path = ("servers", place)
-        if _CONTROL.search(server.name) or server.name != server.name.strip():
-            yield (*here, "name"), "a name has no control characters and no spaces around it"
+        if not server.name.isprintable() or server.name != server.name.strip():
+            yield (*here, "name"), "a name has no control characters, no invisible marks and no spaces around it"
         first = names.setdefault(server.name.casefold(), place)
         if first != place:
             yield (*here, "name"), f'"{server.name}" is the name of servers[{first}] already (case does not count)'

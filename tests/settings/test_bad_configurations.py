@@ -67,6 +67,7 @@ CASES: dict[str, Case] = {
     "server without a url": ('[[servers]]\nname = "a"\n', {}, (), ('servers[0]: "url" is missing',)),
     "two servers of one name": (_A + _A.replace('"a"', '"A"'), {}, (), ("toml:5:1: servers[1].name", "case does not")),
     "a name with a line break": (_A.replace('"a"', '"a\\nb"'), {}, (), ("servers[0].name", "control characters")),
+    "a name that turns the line": (_A.replace('"a"', '"a\\u202eb"'), {}, (), ("servers[0].name", "invisible marks")),
     "a scheme that is none": (_A.replace("http:", "ftp:"), {}, (), ("toml:3:1: servers[0].url", "use http or https")),
     "a password in a URL": (_A.replace("h:1", "me:secretword@h"), {}, (), ("put the token in api_key",)),
     "a query in a URL": (_A.replace("h:1", "h:1/?x=1"), {}, (), ("no query or fragment",)),

@@ -36,8 +36,9 @@ MAX_TRIALS = 8
 _LINES = "application/x-ndjson"
 TRIAL_FAULT = "url required; model and prompt are texts, the other fields those of a server"
 ADD_FAULT = (
-    "name and url required; url is http(s)://host[:port][/prefix], kind is ollama or openai, apiKey printable ASCII "
-    "without spaces, hostHeader host or host:port"
+    "name and url required; a name has no control characters and no invisible marks, url is "
+    "http(s)://host[:port][/prefix], kind is ollama or openai, apiKey printable ASCII without spaces, "
+    "hostHeader host or host:port"
 )
 CHANGE_FAULT = "isDisabled must be a boolean"
 
@@ -112,7 +113,7 @@ async def add_server(request: FleetRequest) -> dict[str, Any]:
     services = services_of(request)
     asked = await body(request, NewServer, ADD_FAULT)
     fields = asked.fields()
-    if not fields.get("url"):
+    if not fields.get("url") or not asked.name.strip().isprintable():
         raise BadRequest(ADD_FAULT)
     try:
         server = msgspec.convert({**fields, "name": asked.name.strip()}, Server)

@@ -108,6 +108,7 @@ async def test_unknown_servers_are_named(control: Control) -> None:
         {"name": "", "url": "http://10.0.0.1"},
         {"name": "  ", "url": "http://10.0.0.1"},
         {"name": "a\nb", "url": "http://10.0.0.1"},
+        {"name": "gpu\u202e1", "url": "http://10.0.0.1"},
         {"name": "x" * 200, "url": "http://10.0.0.1"},
         {"name": "x", "url": "http://10.0.0.1", "kind": "other"},
         {"name": "x", "url": "http://10.0.0.1", "vramGb": -1},
