@@ -168,7 +168,8 @@ def _auth(settings: Settings) -> Iterator[Finding]:
         if value:
             yield from ((("auth", name), text) for text in _bad_key(value, hashed=False))
     if bool(auth.admin_username) != bool(auth.admin_password):
-        yield ("auth", "admin_username"), "admin_username and admin_password belong together"
+        alone = "admin_username" if auth.admin_username else "admin_password"
+        yield ("auth", alone), "admin_username and admin_password belong together"
     if auth.admin_password and len(auth.admin_password) < SHORTEST_PASSWORD:
         yield ("auth", "admin_password"), f"a password has at least {SHORTEST_PASSWORD} characters"
     for place, network in enumerate(auth.trusted_proxies):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fleetproxy.settings import Settings
@@ -130,6 +130,9 @@ _ENTRIES = st.lists(
 
 
 @given(environment=_ENVIRONMENTS, entries=_ENTRIES)
+@example(environment={"ADMIN_PASSWORD": "of nobody at all"}, entries=[])
+@example(environment={"ADMIN_USERNAME": "root"}, entries=[])
+@example(environment={"ADMIN_USERNAME": "root", "ADMIN_PASSWORD": "short"}, entries=[])
 def test_whatever_comes_in_what_goes_out_passes_the_check(
     tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], entries: list[dict[str, Any]]
 ) -> None:
